@@ -1,0 +1,53 @@
+# Two commands need nothing but Python >= 3.11 and make: `make serve` and `make test`.
+PYTHON ?= python3
+ADDRESS ?= 127.0.0.1:9000
+VENV := .venv-$(notdir $(PYTHON))
+BIN := $(VENV)/bin
+TEST ?=
+export PYTHONPATH := src
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format prove bench-threads bench-lifecycle clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-16s %s\n", $$1, $$2}'
+
+serve: ## run the echo example on 127.0.0.1:9000, with nothing to install
+	@echo "echo on $(ADDRESS). Talk to it: nc $(subst :, ,$(ADDRESS))   (or: curl telnet://$(ADDRESS))"
+	@echo "Stop it: Ctrl-C. Kill a worker and see it replaced: kill -9 PID"
+	@exec $(PYTHON) examples/echo.py $(ADDRESS)
+
+$(BIN)/.made: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, not " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --editable .
+	@touch $@
+
+test: $(BIN)/.made ## make an environment and pass the tests; TEST=... chooses, PYTHON=... too
+	$(BIN)/python -m pytest $(TEST)
+
+check: $(BIN)/.made ## all that is asked of a change: format, lint, types, tests with coverage
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+format: $(BIN)/.made ## put the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+prove: ## the five promises, live, in 30 seconds
+	@exec $(PYTHON) -m benchmarks.prove
+
+bench-threads: ## against socketserver's own servers
+	$(PYTHON) -m benchmarks.threads
+
+bench-lifecycle: ## how long starting, stopping and replacing take
+	$(PYTHON) -m benchmarks.lifecycle
+
+clean: ## forget what was made here
+	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist

@@ -1,0 +1,189 @@
+"""Wait for connections, fairly among workers, and take them one at a time.
+
+All workers wait for the same sockets. The kernel wakes one of them for each
+connection (``EPOLLEXCLUSIVE``), and it wakes it once: whoever is woken tries to
+accept before it does anything else. Two things would strand a connection that
+its chosen worker does not take, and both are seen to:
+
+* a worker that was killed in between: the others enlist anew at every idle
+  beat, which shows them what waits there, and at once when the master, who
+  has seen the death, asks one of them to;
+* two listeners that wake one worker at the same time: it takes the first, and
+  asks a sibling to look after the second.
+"""
+
+import errno
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from .connection import Connection, Vigil
+from .scoreboard import SECOND
+
+_LONG_NS = SECOND // 200  # after so long with one client, queue up behind the idle workers
+_PAUSES = (0.1, 1.0)  # seconds without descriptors: the first pause, and the longest
+_COMPLAINTS_NS = 5 * SECOND  # a log line about them at most so often
+
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+
+
+class Relay:
+    """Wakes one idle worker, whichever, so that it looks at the listeners anew."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
+
+    def wake_one(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+    def woken(self) -> None:
+        with suppress(BlockingIOError):  # a sibling was faster
+            os.eventfd_read(self.fd)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Acceptor:
+    """The accepting side of one worker."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        relay: Relay,
+        vigil: Vigil,
+        patience: float | None,
+        logger: logging.Logger,
+    ) -> None:
+        # Plain numbers, asked once: as enums they cost 2 microseconds a connection.
+        self._listeners = {s.fileno(): (s, int(s.family), int(s.type), s.proto) for s in listeners}
+        self._relay = relay
+        self._vigil = vigil
+        self._patience = patience
+        self._logger = logger
+        self._epoll = select.epoll()
+        self._epoll.register(vigil.bell, select.EPOLLIN)
+        self._epoll.register(relay.fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self._enlisted = False
+        self._turn = 0  # so that one busy listener cannot starve another
+        self._taken: socket.socket | None = None
+        self._taken_ns = 0
+        self._pause = 0.0
+        self._resting_until_ns = 0
+        self._complained_ns = 0
+        self._enlist()
+
+    def wait(self, seconds: float) -> socket.socket | None:
+        """A listener on which somebody waits; None when the time is over, or something
+        happened that the caller should look at."""
+        self._settle_last()
+        if self._resting_until_ns:
+            left = (self._resting_until_ns - time.monotonic_ns()) / SECOND
+            if left <= 0:
+                self._resting_until_ns = 0
+                self._enlist()
+            seconds = max(0.0, min(seconds, left))
+        events = self._epoll.poll(seconds)
+        if not events:
+            self._enlist()
+            return None
+        ready = [fd for fd, _ in events if self._is_listener(fd)]
+        if not ready:
+            return None
+        if len(ready) > 1:
+            self._turn += 1
+            self._relay.wake_one()
+        return self._listeners[ready[self._turn % len(ready)]][0]
+
+    def _is_listener(self, fd: int) -> bool:
+        if fd in self._listeners:
+            return True
+        if fd == self._relay.fd:
+            self._relay.woken()
+            self._enlist()
+        else:
+            self._vigil.hush()
+        return False
+
+    def accept(self, listener: socket.socket) -> tuple[Connection, Any] | None:
+        """Take one connection. None: nobody there after all. OSError: the listener is broken."""
+        _, family, kind, proto = self._listeners[listener.fileno()]
+        try:
+            # socket.accept() without building an object of the wrong class first.
+            fd, peer = listener._accept()  # type: ignore[attr-defined]
+        except OSError as error:
+            self.failed(error)
+            return None
+        connection = Connection(family, kind, proto, fd, self._vigil, self._patience)
+        self.took(connection)
+        return connection, peer
+
+    def took(self, connection: object) -> None:
+        """A connection was taken: by us, or by a ``get_request`` of the server's own."""
+        self._pause = 0.0
+        self._taken = connection if isinstance(connection, socket.socket) else None
+        self._taken_ns = time.monotonic_ns()
+
+    def failed(self, error: OSError) -> None:
+        """An accept failed. Raises the error again if the listener itself is broken.
+
+        Everything that accept(2) names besides is the client's, who is gone already.
+        """
+        if error.errno in _BROKEN:
+            raise error
+        if error.errno in _SCARCE:
+            self._rest(error)
+
+    def close(self) -> None:
+        """Take no more, and close the listeners: nobody must find them open and unattended."""
+        self._epoll.close()
+        for listener, *_ in self._listeners.values():
+            listener.close()
+
+    def _settle_last(self) -> None:
+        """Go to the end of the line after a connection that is kept, or that took long.
+
+        The kernel wakes the worker that enlisted first. For short connections that is
+        best: it is warm. But of held ones it would get all.
+        """
+        if self._taken_ns:
+            kept = self._taken is not None and self._taken.fileno() != -1
+            self._taken = None
+            if kept or time.monotonic_ns() - self._taken_ns > _LONG_NS:
+                self._enlist()
+            self._taken_ns = 0
+
+    def _enlist(self) -> None:
+        self._resign()
+        if not self._resting_until_ns:
+            for fd in self._listeners:
+                self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self._enlisted = True
+
+    def _resign(self) -> None:
+        if self._enlisted:
+            for fd in self._listeners:
+                self._epoll.unregister(fd)
+            self._enlisted = False
+
+    def _rest(self, error: OSError) -> None:
+        """Out of descriptors or memory: leave the connection to a sibling, and try again later."""
+        self._pause = min(_PAUSES[1], self._pause * 2 or _PAUSES[0])
+        now = time.monotonic_ns()
+        self._resting_until_ns = now + int(self._pause * SECOND)
+        self._resign()
+        self._relay.wake_one()
+        if not self._complained_ns or now - self._complained_ns > _COMPLAINTS_NS:
+            self._complained_ns = now
+            self._logger.warning(
+                "accept: %s, trying again in %.1fs",
+                error.strerror,
+                self._pause,
+                extra={"event": "accept_paused"},
+            )

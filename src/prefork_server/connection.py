@@ -1,0 +1,284 @@
+"""An accepted connection that keeps the worker alive while the client thinks.
+
+A plain blocking ``recv`` would hide two things from the worker: that the master
+wants it to go, and that it is the client who is slow. So every operation first
+tries without waiting. Where it has to wait, it does so in slices, each with a
+sign of life, until the client has been silent for longer than ``timeout``.
+
+It knows no scoreboard and no signal: a ``Vigil`` is all it is given of the worker.
+"""
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+_FRESH: Final = 0  # nothing was said yet
+_ASKED: Final = 1  # the client spoke last: a request has begun
+_ANSWERED: Final = 2  # the worker spoke last: the client may be idle for ever
+
+_FIRST_BYTE = 1.0  # seconds a retiring worker waits for somebody who has only just connected
+_CHUNK = 1 << 20  # bytes of a file per system call
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+_WAITALL: Final = int(socket.MSG_WAITALL)
+_NO_SIGPIPE: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+_recv = socket.socket.recv
+_recv_into = socket.socket.recv_into
+_recvfrom = socket.socket.recvfrom
+_recvfrom_into = socket.socket.recvfrom_into
+_recvmsg = socket.socket.recvmsg
+_recvmsg_into = socket.socket.recvmsg_into
+_send = socket.socket.send
+_sendmsg = socket.socket.sendmsg
+
+
+class Vigil:
+    """What waiting means in this worker: one for all its connections.
+
+    ``beat`` gives a sign of life, ``is_over`` says whether the worker is to go,
+    ``bell`` is a descriptor that is readable when it may have become so,
+    ``hush`` silences that, ``pause`` is the length of a slice in seconds.
+    """
+
+    __slots__ = ("beat", "bell", "hush", "is_over", "pause")
+
+    def __init__(
+        self,
+        beat: Callable[[], None],
+        is_over: Callable[[], bool],
+        bell: int,
+        hush: Callable[[], None],
+        pause: float,
+    ) -> None:
+        self.beat = beat
+        self.is_over = is_over
+        self.bell = bell
+        self.hush = hush
+        self.pause = pause
+
+
+class Connection(socket.socket):
+    """A connected stream socket; all of the ``socket`` API, with other waiting.
+
+    ``timeout`` (``settimeout``, seconds) is the longest silence of the client in
+    one read or write: past it the operation raises ``TimeoutError``. ``None``
+    means for ever, and never costs the worker its life. With 0 it is an ordinary
+    non-blocking socket.
+
+    When the worker is told to finish, a client that was answered and says nothing
+    more reads as end-of-file; one that has begun to ask is waited for as before.
+    """
+
+    __slots__ = ("_patience", "_state", "_vigil", "failure")
+
+    def __init__(
+        self, family: int, kind: int, proto: int, fileno: int, vigil: Vigil, patience: float | None
+    ) -> None:
+        super().__init__(family, kind, proto, fileno)  # plain ints: enums cost 2 microseconds
+        self._vigil = vigil
+        self._patience = patience
+        self._state = _FRESH
+        self.failure: OSError | None = None
+        """What the last failed operation raised: the client's fault and not the handler's."""
+
+    # Reading
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        if flags & _WAITALL:
+            buffer = bytearray(bufsize)
+            return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
+        data: bytes = self._read(_recv, b"", bufsize, flags=flags)
+        return data
+
+    def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0) -> int:
+        if not flags & _WAITALL:
+            count: int = self._read(_recv_into, 0, buffer, nbytes, flags=flags)
+            return count
+        # The kernel would wait for all of it in one piece, with no slices.
+        view = memoryview(buffer).cast("B")[: nbytes or None]
+        got = 0
+        while got < len(view):
+            count = self.recv_into(view[got:], 0, flags & ~_WAITALL)
+            if not count:
+                break
+            got += count
+        return got
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        found: tuple[bytes, Any] = self._read(_recvfrom, (b"", None), bufsize, flags=flags)
+        return found
+
+    def recvfrom_into(
+        self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0
+    ) -> tuple[int, Any]:
+        found: tuple[int, Any] = self._read(_recvfrom_into, (0, None), buffer, nbytes, flags=flags)
+        return found
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[Any, ...]:
+        end = (b"", (), 0, None)
+        found: tuple[Any, ...] = self._read(_recvmsg, end, bufsize, ancbufsize, flags=flags)
+        return found
+
+    def recvmsg_into(
+        self, buffers: "Iterable[WriteableBuffer]", ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[Any, ...]:
+        buffers, end = list(buffers), (0, (), 0, None)
+        found: tuple[Any, ...] = self._read(_recvmsg_into, end, buffers, ancbufsize, flags=flags)
+        return found
+
+    # Writing
+
+    def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
+        sent: int = self._write(_send, self, data, flags=flags)
+        return sent
+
+    def sendall(self, data: "ReadableBuffer", flags: int = 0, /) -> None:
+        size = len(data) if type(data) is bytes else memoryview(data).nbytes
+        sent = self.send(data, flags)
+        if sent < size:
+            rest = memoryview(data).cast("B")
+            while sent < size:
+                sent += self.send(rest[sent:], flags)
+
+    def sendmsg(
+        self,
+        buffers: "Iterable[ReadableBuffer]",
+        ancdata: Iterable[Any] = (),
+        flags: int = 0,
+        address: Any = None,
+        /,
+    ) -> int:
+        buffers = list(buffers)  # it may have to be sent twice
+        sent: int = self._write(_sendmsg, self, buffers, ancdata, flags=flags)
+        return sent
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a file, by ``os.sendfile`` where it is a real one. Return the bytes sent."""
+        if self._patience == 0:
+            raise ValueError("sendfile waits, and this connection must not: its timeout is 0")
+        try:
+            size = os.fstat(file.fileno()).st_size
+        except (AttributeError, OSError, ValueError):
+            sent: int = self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined]
+            return sent
+        end = size if count is None else min(size, offset + count)
+        source, start = file.fileno(), offset
+        # A blocking descriptor would take the whole file in one call, however slow the
+        # client is. O_NONBLOCK is on this connection alone.
+        os.set_blocking(self.fileno(), False)
+        try:
+            while offset < end:
+                sent = self._write(
+                    _sendfile, self.fileno(), source, offset, min(end - offset, _CHUNK)
+                )
+                if not sent:
+                    break  # the file became shorter
+                offset += sent
+        finally:
+            os.set_blocking(self.fileno(), True)
+            if file.seekable():
+                file.seek(offset)
+        return offset - start
+
+    # Time limits
+
+    def settimeout(self, value: float | None, /) -> None:
+        if value is not None and not value >= 0:
+            raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {value!r}")
+        self._patience = value
+        super().settimeout(0 if value == 0 else None)
+
+    def gettimeout(self) -> float | None:
+        return self._patience
+
+    @property
+    def timeout(self) -> float | None:
+        return self._patience
+
+    def setblocking(self, flag: bool, /) -> None:
+        self.settimeout(None if flag else 0)
+
+    def dup(self) -> socket.socket:  # type: ignore[override]
+        """A plain socket on the same connection: what is done with it is not looked after."""
+        copy = socket.socket(self.family, self.type, self.proto, os.dup(self.fileno()))
+        copy.settimeout(self._patience)
+        return copy
+
+    def __getstate__(self) -> object:
+        raise TypeError("cannot pickle a connection")
+
+    # Waiting
+
+    def _read(self, operation: Callable[..., Any], nothing: Any, *args: Any, flags: int) -> Any:
+        try:
+            while True:
+                try:
+                    result = operation(self, *args, flags | _DONTWAIT)
+                except BlockingIOError:
+                    if self._patience == 0:
+                        raise
+                    if not self._wait(select.POLLIN):
+                        return nothing
+                else:
+                    self._state = _ASKED
+                    self._vigil.beat()
+                    return result
+        except OSError as failure:
+            self.failure = failure
+            raise
+
+    def _write(self, operation: Callable[..., Any], *args: Any, flags: int = 0) -> Any:
+        try:
+            while True:
+                try:
+                    result = operation(*args, flags | _NO_SIGPIPE)
+                except BlockingIOError:
+                    if self._patience == 0:
+                        raise
+                    self._wait(select.POLLOUT)
+                else:
+                    self._state = _ANSWERED
+                    self._vigil.beat()
+                    return result
+        except OSError as failure:
+            self.failure = failure
+            raise
+
+    def _wait(self, event: int) -> bool:
+        """Wait until the socket may be used. False: the worker is to go, and nothing came."""
+        vigil = self._vigil
+        fd = self.fileno()
+        poll = select.poll()
+        poll.register(fd, event)
+        poll.register(vigil.bell, select.POLLIN)
+        over = False
+        now = time.monotonic()
+        last = now + self._patience if self._patience is not None else float("inf")
+        while True:
+            vigil.beat()
+            if not over and vigil.is_over():
+                over = True
+                poll.unregister(vigil.bell)  # it has nothing more to say, and may ring on
+                if event == select.POLLIN and self._state != _ASKED:
+                    last = min(last, now if self._state == _ANSWERED else now + _FIRST_BYTE)
+            pause = max(0.0, min(vigil.pause, last - now))
+            ready = [found for found, _ in poll.poll(pause * 1000)]
+            if fd in ready:
+                return True
+            now = time.monotonic()
+            if now >= last:
+                if over and event == select.POLLIN and self._state != _ASKED:
+                    return False
+                raise TimeoutError("timed out")
+            if ready:
+                vigil.hush()
+
+
+def _sendfile(target: int, source: int, offset: int, count: int, flags: int) -> int:
+    return os.sendfile(target, source, offset, count)

@@ -1,0 +1,40 @@
+"""What can go wrong, by name.
+
+The message carries the value and the rule, the attributes are for programs.
+"""
+
+
+class PreforkError(Exception):
+    """Everything this package raises on purpose is one of these."""
+
+
+class ConfigError(PreforkError, ValueError):
+    """A setting or an address cannot be used. Raised before anything is bound or forked."""
+
+
+class BindError(PreforkError, OSError):
+    """An address cannot be listened on.
+
+    It is an ``OSError`` too, with the ``errno`` of its reason, since programs
+    written for ``socketserver`` catch that.
+    """
+
+    def __init__(self, address: str, reason: OSError, cure: str = "") -> None:
+        text = reason.strerror or str(reason)
+        super().__init__(f"cannot listen on {address}: {text}{cure and f' ({cure})'}")
+        self.address = address
+        self.reason = reason
+        self.errno = reason.errno
+        self.strerror = text
+
+
+class BootError(PreforkError):
+    """No worker of the first generation got ready, so the server gave up.
+
+    ``report`` is the traceback of the last one that failed, or ``""`` where
+    there was none (it was killed, or hung until ``boot_timeout``).
+    """
+
+    def __init__(self, cause: str, report: str = "") -> None:
+        super().__init__(f"no worker of the first generation could boot, giving up: {cause}")
+        self.report = report

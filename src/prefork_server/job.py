@@ -1,0 +1,44 @@
+"""What a front room wants done, in one value that both roles read."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .listeners import Listener
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .pool import Death
+    from .worker import MasterHandle
+
+
+def nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """User code at four moments.
+
+    ``before_fork()`` in the master before each fork; ``after_fork(master)`` in the
+    worker, before its work; ``ready(addresses)`` in the master when the first
+    worker is ready; ``after_worker_exit(death)`` in the master after each end of
+    a worker. What they raise is logged and changes nothing, except that a worker
+    whose ``after_fork`` raises has failed to boot.
+    """
+
+    before_fork: Callable[[], object] = nothing
+    after_fork: "Callable[[MasterHandle], object]" = nothing
+    ready: Callable[[Sequence[str]], object] = nothing
+    after_worker_exit: "Callable[[Death], object]" = nothing
+
+
+@dataclass(frozen=True)
+class Job:
+    settings: Settings
+    app_name: str
+    logger: logging.Logger
+    work: "Callable[[MasterHandle], object]"
+    listeners: Sequence[Listener] = ()
+    hooks: Hooks = field(default_factory=Hooks)

@@ -1,0 +1,291 @@
+"""Sockets to listen on: addresses checked, bound here, and shut without losing who queues.
+
+A listening socket is non-blocking from the start, once and for all: the flag
+belongs to the open file description, which every worker shares.
+"""
+
+import array
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .errors import BindError, ConfigError
+
+AddressLike: TypeAlias = str | tuple[str, int] | os.PathLike[str]
+
+BACKLOG = 2048  # connections that may wait; the kernel cuts it to net.core.somaxconn
+_UNIX_MAX = 107  # bytes in sun_path, less the final NUL
+_TRIES, _PAUSE = 5, 0.5  # for an address in use, as Unicorn and nginx do: 2 seconds in all
+
+# Tells TCP listeners apart by what a segment's flags say: a bare SYN is somebody who
+# knocks now, everything else belongs to connections that were under way.
+_DROP_BARE_SYN = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the flags byte of the TCP header
+        (0x54, 0, 0, 0x12),  # keep SYN and ACK
+        (0x15, 0, 1, 0x02),  # SYN alone?
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # keep
+    )
+)
+_SO_ATTACH_FILTER = getattr(socket, "SO_ATTACH_FILTER", 26)
+
+_CURES = {
+    errno.EADDRINUSE: "is another server running there?",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EACCES: "a port below 1024, or a directory that is not yours?",
+    errno.ENOENT: "the directory must be there",
+}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen: ``name`` is what ``socket.bind`` takes for this ``family``."""
+
+    family: int
+    name: tuple[str, int] | str
+
+    def __str__(self) -> str:
+        return address_text(self.name)
+
+
+def address_text(name: object) -> str:
+    """An address as one would write it: ``127.0.0.1:80``, ``[::1]:80``, ``unix:/path``."""
+    if isinstance(name, tuple):
+        host, port = name[0], name[1]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    return f"unix:{str(name).replace(chr(0), '@')}"
+
+
+def tcp_address(name: object) -> Address:
+    """Check a ``(host, port)``, as ``socketserver`` has it. ConfigError says what is wrong."""
+    if not isinstance(name, (tuple, list)) or len(name) != 2:
+        raise ConfigError(f"a TCP address is a (host, port) tuple, not {name!r}")
+    host, port = name
+    if not isinstance(host, str) or "\0" in host:
+        raise ConfigError(f"a host is a text, not {host!r} in {name!r}")
+    if type(port) is not int or not 0 <= port <= 65535:
+        raise ConfigError(f"a port is a whole number, 0 to 65535, not {port!r} in {name!r}")
+    return Address(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
+
+
+def unix_address(name: object) -> Address:
+    """Check a path (``\\0name`` or ``@name``: abstract). ConfigError says what is wrong."""
+    if isinstance(name, os.PathLike):
+        name = os.fspath(name)
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"a UNIX socket address is a path, not {name!r}")
+    if name.startswith("@"):
+        name = "\0" + name[1:]
+    if "\0" in name[1:]:
+        raise ConfigError(f"a UNIX socket path cannot hold a NUL: {name!r}")
+    length = len(os.fsencode(name))
+    if length > _UNIX_MAX:
+        raise ConfigError(
+            f"a UNIX socket path is at most {_UNIX_MAX} bytes, not {length}: {name!r}"
+        )
+    return Address(socket.AF_UNIX, name)
+
+
+def parse(given: AddressLike) -> Address:
+    """``"host:port"``, ``"[::1]:port"``, ``"unix:/path"``, a tuple, or a ``Path``."""
+    if isinstance(given, tuple):
+        return tcp_address(given)
+    if isinstance(given, os.PathLike):
+        return unix_address(given)
+    if not isinstance(given, str):
+        raise ConfigError(f"an address is a text, a (host, port) tuple or a Path, not {given!r}")
+    if given.startswith("unix:"):
+        return unix_address(given.removeprefix("unix:"))
+    host, colon, port = given.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ConfigError(f"an IPv6 address goes in brackets, as in [::1]:9000, not {given!r}")
+    if not colon or not (port.isascii() and port.isdigit()):
+        raise ConfigError(f"write host:port, as in 127.0.0.1:9000, or unix:/path, not {given!r}")
+    return tcp_address((host, int(port)))
+
+
+def parse_all(given: AddressLike | list[AddressLike]) -> tuple[Address, ...]:
+    """One address, or a list of them, all different (port 0 may come again)."""
+    several = given if isinstance(given, list) else [given]
+    if not several:
+        raise ConfigError("there must be at least one address to listen on, not an empty list")
+    addresses: list[Address] = []
+    for one in several:
+        address = parse(one)
+        if address in addresses and address.name[1:] != (0,):
+            raise ConfigError(f"each address may be given once, and {address} is given twice")
+        addresses.append(address)
+    return tuple(addresses)
+
+
+class Listener:
+    """One listening socket. ``path``: what to unlink when it is shut, if it is still ours."""
+
+    def __init__(self, sock: socket.socket, path: str = "") -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self._path = os.path.abspath(path) if path else ""
+        self._identity = _identity(self._path) if path else None
+        self._owner = os.getpid()
+
+    @property
+    def address(self) -> str:
+        """Where it really listens: the port is known even if 0 was asked for."""
+        return address_text(self.socket.getsockname())
+
+    def shut_the_door(self) -> None:
+        """Let nobody else in, and keep everybody who waits already.
+
+        To close the socket at once would reset those. For a path: it is gone, so the
+        next client is refused. For TCP the kernel drops who knocks now, unheard, until
+        the socket is closed a moment later and refuses them; where it does not let us
+        attach the filter, a backlog of 0 serves, through which one in a few stops
+        under fire loses a connection.
+        """
+        if self.socket.family == socket.AF_UNIX:
+            self.unlink()
+            if self._path:
+                return
+        else:
+            program = array.array("B", _DROP_BARE_SYN)
+            where, _ = program.buffer_info()
+            instructions = len(_DROP_BARE_SYN) // 8
+            try:
+                fprog = struct.pack("HL", instructions, where)
+                self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+            except OSError:
+                pass  # not permitted: the backlog has to do
+            else:
+                return
+        with suppress(OSError):  # the program closed it itself: nobody waits there
+            self.socket.listen(0)
+
+    def unlink(self) -> None:
+        """Remove the path, unless it is somebody else's by now or we are a fork of its owner."""
+        if self._identity and self._owner == os.getpid():
+            with suppress(OSError):  # gone already, or not ours to remove any more
+                if _identity(self._path) == self._identity:
+                    os.unlink(self._path)
+
+    def close(self) -> None:
+        self.unlink()
+        self.socket.close()
+
+
+def adopt(sock: socket.socket) -> Listener:
+    """A socket that somebody else bound, and whose path, if it has one, is theirs to unlink."""
+    return Listener(sock)
+
+
+def listen(address: Address, backlog: int = BACKLOG) -> Listener:
+    """Bind and listen. Raises BindError."""
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return bind(sock, address, backlog)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def bind(sock: socket.socket, address: Address, backlog: int) -> Listener:
+    """Bind this socket and listen. An address in use is tried for 2 s. Raises BindError."""
+    try:
+        if isinstance(address.name, str):
+            _bind_unix(sock, address.name, backlog)
+            path = "" if address.name.startswith("\0") else address.name
+            return Listener(sock, path)
+        _bind_tcp(sock, address, backlog)
+        # Accepted sockets inherit it. Small replies must not wait for the client's
+        # delayed acknowledgement of the one before.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Listener(sock)
+    except OSError as reason:
+        raise BindError(str(address), reason, _CURES.get(reason.errno or 0, "")) from reason
+
+
+def _bind_tcp(sock: socket.socket, address: Address, backlog: int) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            sock.bind(address.name)
+            sock.listen(backlog)
+        except OSError as reason:
+            if reason.errno != errno.EADDRINUSE or not left:
+                raise
+            logging.getLogger("prefork_server").warning(
+                "%s is in use, trying again in %ss", address, _PAUSE, extra={"event": "in_use"}
+            )
+            time.sleep(_PAUSE)
+        else:
+            return
+
+
+def _bind_unix(sock: socket.socket, path: str, backlog: int) -> None:
+    if path.startswith("\0"):
+        sock.bind(path)
+        sock.listen(backlog)
+        return
+    with _locked(os.path.dirname(path) or "."):
+        _remove_stale(path)
+        # The new file takes its mode from the socket's own, less the umask. So it is
+        # never there with a wider one, and no umask of the process is touched.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
+        # Within the lock: bound and not yet listening looks stale to others.
+        sock.listen(backlog)
+
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Only one starter at a time looks, removes and binds in here."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(path: str) -> None:
+    """Make way at ``path`` if nothing but a dead server's socket is there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "something that is not a socket is there, and stays there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError:
+            pass  # no room in the queue, not permitted, another kind: it lives
+    raise OSError(errno.EADDRINUSE, "a live server has it")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        there = os.lstat(path)
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino

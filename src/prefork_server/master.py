@@ -1,0 +1,481 @@
+"""The master process: forks the workers, watches them, and hears the signals.
+
+It accepts no connection, starts no thread, and runs no code of the user after the
+first fork but hooks and logging handlers. What should be done is decided in
+``pool``; here it is done.
+"""
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from .acceptor import Relay
+from .errors import BootError
+from .job import Job
+from .pool import Death, Plan, Pool, WorkerHandle
+from .reports import Reports
+from .scoreboard import SECOND, SINCE, Scoreboard, in_ns
+from .settings import MAX_WORKERS
+from .signals import WHERE, Bell, Inbox, all_blocked
+from .titles import Title
+from .worker import Shared, become_worker, current_master, in_worker
+
+HEARD = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTERM,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGWINCH,
+)
+
+
+class Remote:
+    """What any thread of the master's process may do: stop the server, and wait for it."""
+
+    def __init__(self) -> None:
+        self.stop_asked = False
+        self._settled = threading.Event()
+        self._over = threading.Event()
+        self._ready = False
+        self._lock = threading.Lock()
+        self._bell: Bell | None = None
+        self._thread: threading.Thread | None = None
+
+    def shut_down(self) -> None:
+        """Stop gracefully and wait for the end. Before the start it is kept in mind.
+
+        A worker, and a hook in the master's own thread, ask and do not wait.
+        """
+        if in_worker():
+            current_master()._ask_stop()
+            return
+        with self._lock:
+            self.stop_asked = True
+            if self._bell:
+                self._bell.ring()
+        if threading.current_thread() is not self._thread:
+            self._over.wait()
+
+    def wait_ready(self, timeout: float | None) -> bool:
+        """True when the first worker is ready; False if the time or the server ends before."""
+        return self._settled.wait(timeout) and self._ready
+
+    def begins(self, bell: Bell) -> None:
+        self._over.clear()
+        with self._lock:
+            self._bell = bell
+            self._thread = threading.current_thread()
+
+    def is_ready(self) -> None:
+        self._ready = True
+        self._settled.set()
+
+    def ends(self) -> None:
+        with self._lock:  # nobody may ring a descriptor that is about to be somebody else's
+            self._bell = self._thread = None
+            self.stop_asked = False
+        self._settled.set()
+        self._over.set()
+
+
+class Master:
+    """One run of a job: ``run`` returns when it was told to stop and every worker is gone."""
+
+    def __init__(self, job: Job, remote: Remote) -> None:
+        self._job = job
+        self._remote = remote
+        self._board = Scoreboard(2 * MAX_WORKERS)
+        self._pool = Pool(job.settings, self._board, os.cpu_count() or 1, random.random)
+        self._inbox = Inbox()
+        self._relay = Relay()
+        self._reports = Reports()
+        self._title = Title(job.app_name)
+        self._life, self._lifeline = os.pipe()
+        _lifelines.add(self._lifeline)
+        self._pidfds: dict[int, int] = {}
+        self._last_death: Death | None = None
+        self._tick_ns = min(SECOND, in_ns(job.settings.timeout or 1.0) // 2)
+        self._seen_ns = self._awake_since_ns = time.monotonic_ns()
+        self._announced = self._warned = False
+
+    def __repr__(self) -> str:
+        workers = list(self._pool)
+        busy = sum(1 for w in workers if self._board.get(w.slot, SINCE))
+        retiring = sum(1 for w in workers if w.retiring)
+        return (
+            f"<Master pid={os.getpid()}: {len(workers)} workers, {busy} busy, {retiring} retiring>"
+        )
+
+    def run(self) -> None:
+        """Raises BootError if no worker of the first generation gets ready."""
+        self._remote.begins(self._inbox.bell)
+        try:
+            with self._inbox.hearing(HEARD):
+                if threading.current_thread() is threading.main_thread():
+                    self._title.show("master")
+                try:
+                    self._supervise()
+                finally:
+                    self._leave_nobody()
+        finally:
+            self._remote.ends()
+            self._release()
+
+    def _supervise(self) -> None:
+        while True:
+            now_ns = self._now()
+            self._reap(now_ns)
+            if self._is_done():
+                return
+            plan = self._pool.plan(now_ns, self._awake_since_ns)
+            self._carry_out(plan, now_ns)
+            for signum in self._inbox.wait(self._nap(plan)):
+                self._obey(signum)
+
+    def _now(self) -> int:
+        """The time. Notices when we were asleep against our will, with the workers or without.
+
+        What they should have said meanwhile we could not hear, and they perhaps not say.
+        """
+        now_ns = time.monotonic_ns()
+        if now_ns - self._seen_ns > self._tick_ns * 5 // 4 + SECOND // 20:
+            self._awake_since_ns = now_ns
+        self._seen_ns = now_ns
+        return now_ns
+
+    def _nap(self, plan: Plan) -> float:
+        return max(0, min(plan.wake_ns - time.monotonic_ns(), self._tick_ns)) / SECOND
+
+    # Reap
+
+    def _reap(self, now_ns: int) -> None:
+        for worker, status in self._dead():
+            report = self._reports.take(worker.slot)
+            death = self._pool.died(worker, status, report, now_ns)
+            if worker.pid in self._pidfds:
+                os.close(self._pidfds.pop(worker.pid))
+            # It may have been woken for a connection that it did not live to take.
+            self._relay.wake_one()
+            self._log_death(worker, death)
+            self._last_death = death
+            self._run_hook("after_worker_exit", death)
+
+    def _dead(self) -> Iterator[tuple[WorkerHandle, int | None]]:
+        """The workers that are gone, with their exit codes; None: somebody else reaped it."""
+        if os.getpid() == 1:
+            yield from self._dead_as_init()
+        for worker in self._pool:
+            try:
+                pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            except ChildProcessError:
+                yield worker, None
+            else:
+                if pid:
+                    yield worker, os.waitstatus_to_exitcode(status)
+
+    def _dead_as_init(self) -> Iterator[tuple[WorkerHandle, int]]:
+        """Every orphan of the container becomes a child of process 1, and is no worker."""
+        workers = {worker.pid: worker for worker in self._pool}
+        with suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                if pid in workers:
+                    yield workers[pid], os.waitstatus_to_exitcode(status)
+                else:
+                    self._log(logging.DEBUG, "stranger", None, "reaped a stranger, pid=%d", pid)
+
+    def _log_death(self, worker: WorkerHandle, death: Death) -> None:
+        level = logging.INFO if death.expected else logging.ERROR
+        if death.status == 0 and not death.expected:
+            level = logging.WARNING
+        report = death.report
+        if death.killed:
+            report = ""  # it was logged before the kill
+        elif self._last_death and report and report == self._last_death.report:
+            report = "(with the same traceback as the one before)"
+        self._log(
+            level,
+            "reaped",
+            worker,
+            "reaped%s: %s; age=%.1fs requests=%d%s",
+            "" if death.booted else " before it was ready",
+            death,
+            death.age,
+            death.requests,
+            report and f"\n{report}",
+        )
+
+    def _is_done(self) -> bool:
+        """Whether nothing is left to do. Raises BootError if that is because nothing works."""
+        if self._pool.first_generation_failed() and self._last_death:
+            lines = self._last_death.report.splitlines()
+            raise BootError(lines[-1] if lines else str(self._last_death), self._last_death.report)
+        if self._remote.stop_asked or self._pool.stop_asked():
+            self._stop("shutdown() was called", hurry=False)
+        if self._pool.any_ready() and not self._announced:
+            self._announce()
+        if self._pool.stopping and not len(self._pool):
+            self._log(logging.INFO, "stopped", None, "stopped")
+            return True
+        return False
+
+    def _announce(self) -> None:
+        self._announced = True
+        addresses = [listener.address for listener in self._job.listeners]
+        where = f", listening on {', '.join(addresses)}" if addresses else ""
+        self._log(logging.INFO, "ready", None, "ready%s", where)
+        self._run_hook("ready", addresses)
+        self._remote.is_ready()
+
+    # Carry out
+
+    def _carry_out(self, plan: Plan, now_ns: int) -> None:
+        for worker in plan.suspect:
+            self._pool.suspected(worker, now_ns)
+            self._signal(worker, WHERE)
+        for worker in plan.kill:
+            self._pool.killed(worker)
+            self._log_kill(worker, now_ns)
+            self._signal(worker, signal.SIGKILL)
+        for worker in plan.end:
+            self._pool.told_to_end(worker, now_ns)
+            self._signal(worker, signal.SIGTERM)
+        for worker in plan.retire:
+            self._pool.told_to_retire(worker, now_ns)
+            if not self._pool.stopping:
+                self._log(logging.INFO, "retiring", worker, "no longer wanted, retiring")
+            # The scoreboard says what is wanted of it; this only wakes it up.
+            self._signal(worker, signal.SIGQUIT)
+        for slot in plan.fork:
+            self._fork(slot)
+
+    def _log_kill(self, worker: WorkerHandle, now_ns: int) -> None:
+        settings = self._job.settings
+        stack = self._reports.read(worker.slot)
+        place = _innermost(stack)
+        since_ns = self._board.get(worker.slot, SINCE)
+        peer = self._board.peer(worker.slot)
+        if worker.kill_ns <= now_ns:
+            fault = f"not gone {settings.graceful_timeout:g}s after it was told to"
+        elif not self._pool.ready(worker):
+            fault = f"not ready for more than {settings.boot_timeout:g}s"
+        elif settings.timeout is None:
+            fault = "silent for longer than it announced"
+        else:
+            fault = f"silent for more than {settings.timeout:g}s"
+        self._log(
+            logging.ERROR,
+            "killed",
+            worker,
+            "%s%s, killing%s%s",
+            fault,
+            f" at {place}" if place else "",
+            f"; {max(0, now_ns - since_ns) / SECOND:.1f}s with {peer or 'a client'}"
+            if since_ns
+            else "",
+            f"\n{stack}" if stack else "",
+        )
+
+    def _signal(self, worker: WorkerHandle, signum: int) -> None:
+        with suppress(ProcessLookupError):  # it died first: _reap will find it
+            if worker.pid in self._pidfds:
+                signal.pidfd_send_signal(self._pidfds[worker.pid], signum)
+            else:
+                os.kill(worker.pid, signum)
+
+    def _fork(self, slot: int) -> None:
+        self._run_hook("before_fork")
+        self._warn_of_threads()
+        for stream in (sys.stdout, sys.stderr):
+            # What is in a buffer now would be written by every worker.
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        forked_ns = time.monotonic_ns()
+        self._board.clear(slot, forked_ns + in_ns(self._job.settings.boot_timeout))
+        try:
+            # Until it has handlers of its own, a new worker would answer a signal by
+            # ringing our bell, which it shares. So none may reach it yet.
+            with all_blocked():
+                with warnings.catch_warnings():
+                    # Since 3.12 Python warns of threads, and where warnings are errors the
+                    # pid of the new worker would be lost. _warn_of_threads says it, too.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    pid = os.fork()
+                if pid == 0:
+                    self._become(slot)
+        except OSError as error:
+            delay = self._pool.fork_failed(forked_ns)
+            self._log(
+                logging.ERROR,
+                "fork_failed",
+                None,
+                "cannot fork: %s, trying again in %.1fs",
+                error.strerror,
+                delay,
+            )
+            return
+        worker = self._pool.forked(slot, pid, forked_ns)
+        with suppress(OSError):  # an old kernel, or no descriptors left: the next tick finds out
+            self._pidfds[pid] = os.pidfd_open(pid)
+            self._inbox.watch(self._pidfds[pid])
+        self._log(logging.INFO, "forked", worker, "forked")
+
+    def _become(self, slot: int) -> None:
+        """In the fork: let go of what is the master's, and never come back."""
+        try:
+            self._inbox.leave_to_master()
+            for fd in self._pidfds.values():
+                os.close(fd)
+            shared = Shared(
+                self._board,
+                self._reports,
+                self._relay,
+                self._inbox.bell,
+                self._title,
+                self._life,
+                os.getppid(),
+            )
+            become_worker(slot, self._job, shared, HEARD)
+        finally:
+            os._exit(1)
+
+    def _warn_of_threads(self) -> None:
+        ours = (threading.main_thread(), threading.current_thread())
+        names = [thread.name for thread in threading.enumerate() if thread not in ours]
+        if names and not self._warned:
+            self._warned = True
+            self._log(
+                logging.WARNING,
+                "threads",
+                None,
+                "forking while other threads run (%s): a lock that one of them holds now is "
+                "never released in a worker",
+                ", ".join(names),
+            )
+
+    # Obey
+
+    def _obey(self, signum: int) -> None:
+        pool = self._pool
+        match signum:
+            case signal.SIGTTIN if not pool.stopping:
+                pool.wanted = min(MAX_WORKERS, pool.wanted + 1)
+            case signal.SIGTTOU:
+                pool.wanted = max(0, pool.wanted - 1)
+            case signal.SIGWINCH if not _in_terminal():
+                pool.wanted = 0
+            case signal.SIGQUIT | signal.SIGHUP:
+                self._stop(signal.Signals(signum).name, hurry=False)
+            case signal.SIGTERM | signal.SIGINT:
+                self._stop(signal.Signals(signum).name, hurry=True)
+
+    def _stop(self, reason: str, hurry: bool) -> None:
+        if not self._pool.stopping or (hurry and not self._pool.hurried):
+            how = "now" if hurry else "gracefully"
+            count = len(self._pool)
+            self._log(
+                logging.INFO, "stopping", None, "%s: stopping %d workers %s", reason, count, how
+            )
+        if not self._pool.stopping:
+            # First the door, then the workers: who is inside is served, and who comes
+            # later is refused. They hold the last descriptors, and close them when done.
+            for listener in self._job.listeners:
+                listener.shut_the_door()
+                listener.close()
+        self._pool.stop(hurry)
+
+    # The end
+
+    def _leave_nobody(self) -> None:
+        """After an error of our own: no worker may be left that nobody looks after."""
+        for worker in self._pool:
+            self._pool.killed(worker)
+            self._signal(worker, signal.SIGKILL)
+        while len(self._pool):
+            for worker, status in list(self._dead()):
+                self._pool.died(worker, status, "", time.monotonic_ns())
+            self._inbox.wait(0.01)
+
+    def _release(self) -> None:
+        self._title.restore()
+        _lifelines.discard(self._lifeline)
+        for fd in (self._life, self._lifeline, *self._pidfds.values()):
+            os.close(fd)
+        self._inbox.close()
+        self._relay.close()
+        self._reports.close()
+        self._board.close()
+
+    # Speaking
+
+    def _run_hook(self, name: str, *args: Any) -> None:
+        hook: Callable[..., object] = getattr(self._job.hooks, name)
+        try:
+            hook(*args)
+        except Exception:  # user code: its errors are logged and change nothing
+            self._log(logging.ERROR, "hook_failed", None, "%s failed", name, exc_info=True)
+
+    def _log(
+        self,
+        level: int,
+        event: str,
+        worker: WorkerHandle | None,
+        message: str,
+        *args: object,
+        exc_info: bool = False,
+    ) -> None:
+        who = str(worker) if worker else f"master pid={os.getpid()}"
+        extra = {
+            "event": event,
+            "worker": worker.slot if worker else None,
+            "pid": worker.pid if worker else os.getpid(),
+        }
+        try:
+            self._job.logger.log(level, f"%s {message}", who, *args, extra=extra, exc_info=exc_info)
+        except Exception:  # a handler of the user's: the workers must not suffer for it
+            with suppress(OSError, ValueError, AttributeError):
+                sys.stderr.write(f"{who}: the log handler failed for {event}\n")
+
+
+def _innermost(stack: str) -> str:
+    """``app.py:12 in handle``, from what faulthandler wrote of the main thread."""
+    current = stack.partition("Current thread")[2] or stack
+    for line in current.splitlines():
+        parts = line.strip().split('"')
+        if len(parts) == 3 and parts[0] == "File ":
+            number, _, function = parts[2].removeprefix(", line ").partition(" in ")
+            return f"{parts[1]}:{number} in {function}"
+    return ""
+
+
+def _in_terminal() -> bool:
+    """Whether we run in the foreground of a terminal, which sends WINCH when it is resized."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+_lifelines: set[int] = set()
+
+
+def _cut_lifelines() -> None:
+    """In every fork, a worker's or not: whoever kept one would keep orphans from knowing."""
+    for fd in _lifelines:
+        os.close(fd)
+    _lifelines.clear()
+
+
+os.register_at_fork(after_in_child=_cut_lifelines)

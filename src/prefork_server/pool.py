@@ -1,0 +1,328 @@
+"""Which workers there are, and what should be done about them.
+
+Nothing here forks, signals, waits or reads a clock: the master brings the time
+in and carries the plan out. So every rule about the size and the health of the
+pool can be tested without a single fork.
+
+``plan`` only looks. What happened is told to the pool by the methods named for
+it: ``forked``, ``told_to_retire``, ``suspected``, ``told_to_end``, ``killed``, ``died``.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from .scoreboard import (
+    ASKS_STOP,
+    DEADLINE,
+    DRAIN,
+    LEAVING,
+    NEVER,
+    READY,
+    REQUESTS,
+    RETIRE,
+    SECOND,
+    WISH,
+    Scoreboard,
+    in_ns,
+)
+from .settings import Settings
+
+_HEALTHY_NS = SECOND  # a life shorter than this, in which nothing was served, is a false start
+_GRACE_NS = SECOND // 10  # from asking a silent worker where it hangs to killing it
+_HURRY_NS = SECOND  # from TERM to KILL, for a worker that blocks TERM
+_MAX_DELAY = 30.0  # seconds between false starts of one slot, at most
+
+
+@dataclass(eq=False)
+class WorkerHandle:
+    """What the master knows of one worker."""
+
+    slot: int
+    pid: int
+    forked_ns: int
+    retiring: bool = False  # the master told it to go
+    ending: bool = False  # the master sent TERM
+    kill_ns: int = NEVER  # when patience with its going ends
+    suspected_ns: int = 0  # when it was asked where it hangs
+    suspected_for: int = 0  # the deadline it had missed then: a new one is a new silence
+    killed: bool = False
+
+    def __str__(self) -> str:
+        return f"worker={self.slot} pid={self.pid}"
+
+
+@dataclass(frozen=True)
+class Death:
+    """How one worker ended. ``str()`` is the cause in words.
+
+    ``status`` is the exit code, or minus the number of the signal, as in
+    ``subprocess``; ``None`` where somebody else reaped it. ``age`` is in seconds.
+    ``expected`` says that the master or the worker itself meant it. ``report``
+    is what the worker had to say: a traceback, or where it hung; it may be "".
+    """
+
+    slot: int
+    pid: int
+    status: int | None
+    age: float
+    requests: int
+    booted: bool
+    expected: bool
+    killed: bool
+    report: str = ""
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return "exit status unknown, reaped by somebody else"
+        if self.status >= 0:
+            returned = self.status == 0 and not self.expected
+            return f"exit code {self.status}{', its function returned' if returned else ''}"
+        try:
+            name = signal.Signals(-self.status).name
+        except ValueError:
+            name = f"signal {-self.status}"
+        stranger = self.status == -signal.SIGKILL and not self.killed
+        return f"killed by {name}{', not by us: perhaps out of memory' if stranger else ''}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now, and when to plan again if nothing happens before (monotonic ns)."""
+
+    fork: tuple[int, ...] = ()
+    retire: tuple[WorkerHandle, ...] = ()
+    suspect: tuple[WorkerHandle, ...] = ()
+    end: tuple[WorkerHandle, ...] = ()
+    kill: tuple[WorkerHandle, ...] = ()
+    wake_ns: int = NEVER
+
+
+@dataclass
+class _Slot:
+    """What a slot remembers between two workers."""
+
+    false_starts: int = 0
+    rest_until_ns: int = 0
+
+
+@dataclass
+class Pool:
+    """The workers of one master.
+
+    ``wanted`` is how many there should be, 0 to ``limit``. ``chance`` returns a
+    float between 0 and 1, as ``random.random`` does.
+    """
+
+    settings: Settings
+    board: Scoreboard
+    cpus: int
+    chance: Callable[[], float]
+    wanted: int = field(init=False)
+    stopping: bool = False
+    hurried: bool = False
+    _workers: dict[int, WorkerHandle] = field(default_factory=dict)  # by pid
+    _slots: dict[int, _Slot] = field(default_factory=dict)
+    _was_ready: bool = False
+    _stop_was_asked: bool = False
+    _fork_failures: int = 0
+    _fork_again_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self.wanted = self.settings.workers
+
+    # What there is
+
+    def __iter__(self) -> Iterator[WorkerHandle]:
+        return iter(list(self._workers.values()))
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def ready(self, worker: WorkerHandle) -> bool:
+        return self.board.get(worker.slot, READY) != 0
+
+    def any_ready(self) -> bool:
+        """Whether one is ready, or ever was."""
+        return self._was_ready or any(map(self.ready, self._workers.values()))
+
+    def first_generation_failed(self) -> bool:
+        """Whether every worker of the first generation has died before any was ready."""
+        failed = sum(1 for slot in self._slots.values() if slot.false_starts)
+        return not self._workers and not self._was_ready and 0 < self.wanted <= failed
+
+    def stop_asked(self) -> bool:
+        """Whether a worker has asked for the whole server to be stopped."""
+        return self._stop_was_asked or any(map(self._asks_stop, self._workers.values()))
+
+    def _asks_stop(self, worker: WorkerHandle) -> bool:
+        return self.board.get(worker.slot, ASKS_STOP) != 0
+
+    # What should be done
+
+    def plan(self, now_ns: int, awake_since_ns: int) -> Plan:
+        """Decide. ``awake_since_ns``: when the master last woke from a sleep it did not
+        ask for (a suspended machine, SIGSTOP): silence counts only from there."""
+        suspect, end, kill, alarms = [], [], [], []
+        for worker in self._workers.values():
+            if worker.killed:
+                continue  # it only has to be reaped
+            deadline = self.board.get(worker.slot, DEADLINE)
+            silent_ns = self._silent_ns(worker, deadline, awake_since_ns)
+            if worker.kill_ns <= now_ns:
+                kill.append(worker)
+            elif self.hurried and not worker.ending:
+                end.append(worker)
+            elif silent_ns > now_ns:
+                alarms.append(min(silent_ns, worker.kill_ns))
+            elif worker.suspected_for != deadline:
+                suspect.append(worker)
+            elif worker.suspected_ns + _GRACE_NS <= now_ns:
+                kill.append(worker)
+            else:
+                alarms.append(min(worker.suspected_ns + _GRACE_NS, worker.kill_ns))
+
+        serving = [w for w in self._workers.values() if not w.retiring]
+        staying = [w for w in serving if self._holds_place(w, now_ns)]
+        staying.sort(key=lambda worker: worker.slot)
+        surplus = staying[self.wanted :]  # highest number first
+        leaving = [w for w in serving if not self._holds_place(w, now_ns)]
+        return Plan(
+            fork=self._to_fork(now_ns, staying, alarms),
+            retire=() if self.hurried else tuple(surplus + leaving),
+            suspect=tuple(suspect),
+            end=tuple(end),
+            kill=tuple(kill),
+            wake_ns=min(alarms, default=NEVER),
+        )
+
+    def _silent_ns(self, worker: WorkerHandle, deadline: int, awake_since_ns: int) -> int:
+        """When the silence of this worker becomes a fault."""
+        if deadline >= NEVER or awake_since_ns <= worker.forked_ns:
+            return deadline
+        settings = self.settings
+        allowed = settings.timeout if self.ready(worker) else settings.boot_timeout
+        return max(deadline, awake_since_ns + in_ns(allowed or 1.0))
+
+    def _holds_place(self, worker: WorkerHandle, now_ns: int) -> bool:
+        """Whether this worker counts as one of those that are wanted.
+
+        One that leaves of its own accord is replaced before it is gone, unless it has
+        done nothing yet: a work function that leaves at once must meet the back-off.
+        """
+        return not self.board.get(worker.slot, LEAVING) or self._false_start(worker, now_ns)
+
+    def _false_start(self, worker: WorkerHandle, now_ns: int) -> bool:
+        """Whether a life that ended now would have been too short to be any use.
+
+        One that served somebody never is: clients must not be able to slow respawns down.
+        """
+        ready_ns = self.board.get(worker.slot, READY)
+        served = self.board.get(worker.slot, REQUESTS)
+        return not ready_ns or (not served and now_ns - ready_ns < _HEALTHY_NS)
+
+    def _to_fork(
+        self, now_ns: int, staying: list[WorkerHandle], alarms: list[int]
+    ) -> tuple[int, ...]:
+        missing = self.wanted - len(staying)
+        if missing <= 0:
+            return ()
+        if self._fork_again_ns > now_ns:
+            alarms.append(self._fork_again_ns)
+            return ()
+        occupied = {worker.slot for worker in self._workers.values()}
+        resting = {n for n in self._slots if n not in occupied and self._rests(n, now_ns)}
+        # Many processes that import at once only slow each other down. One that has
+        # been at it for a second may hang, and must not keep the others waiting.
+        booting = [w for w in staying if not self.ready(w) and now_ns - w.forked_ns < SECOND]
+        alarms += [worker.forked_ns + SECOND for worker in booting]
+        alarms += [
+            self._slots[n].rest_until_ns for n in resting if self._slots[n].rest_until_ns > now_ns
+        ]
+        count = min(missing - len(resting), max(1, self.cpus) - len(booting))
+        numbers = range(1, self.board.capacity + 1)
+        free = (n for n in numbers if n not in occupied and n not in resting)
+        return tuple(islice(free, max(0, count)))
+
+    def _rests(self, number: int, now_ns: int) -> bool:
+        """Whether a free slot is kept for later, since what was in it failed.
+
+        Until somebody has been ready nobody gets a second try: the first generation
+        either boots or ends the server.
+        """
+        slot = self._slots[number]
+        return slot.rest_until_ns > now_ns or (slot.false_starts > 0 and not self.any_ready())
+
+    # What happened
+
+    def forked(self, slot: int, pid: int, now_ns: int) -> WorkerHandle:
+        self._fork_failures = 0
+        worker = WorkerHandle(slot, pid, now_ns)
+        self._workers[pid] = worker
+        return worker
+
+    def fork_failed(self, now_ns: int) -> float:
+        """The system refused a fork. Return the seconds until the next try."""
+        delay = self._delay(self._fork_failures)
+        self._fork_failures += 1
+        self._fork_again_ns = now_ns + in_ns(delay)
+        return delay
+
+    def told_to_retire(self, worker: WorkerHandle, now_ns: int) -> None:
+        worker.retiring = True
+        worker.kill_ns = now_ns + in_ns(self.settings.graceful_timeout)
+        self.board.set(worker.slot, WISH, DRAIN if self.stopping else RETIRE)
+
+    def suspected(self, worker: WorkerHandle, now_ns: int) -> None:
+        worker.suspected_ns = now_ns
+        worker.suspected_for = self.board.get(worker.slot, DEADLINE)
+
+    def told_to_end(self, worker: WorkerHandle, now_ns: int) -> None:
+        worker.retiring = worker.ending = True
+        worker.kill_ns = min(worker.kill_ns, now_ns + _HURRY_NS)
+
+    def killed(self, worker: WorkerHandle) -> None:
+        worker.killed = True
+
+    def died(self, worker: WorkerHandle, status: int | None, report: str, now_ns: int) -> Death:
+        board = self.board
+        del self._workers[worker.pid]
+        booted = self.ready(worker)
+        self._was_ready = self._was_ready or booted
+        self._stop_was_asked = self._stop_was_asked or self._asks_stop(worker)
+        slot = self._slots.setdefault(worker.slot, _Slot())
+        if worker.retiring:
+            pass  # a planned end says nothing about the health of the slot
+        elif self._false_start(worker, now_ns):
+            # The first replacement is made at once, the next ones wait for 1 s, 1.5 s, 2.25 s ...
+            delay = self._delay(slot.false_starts - 1) if slot.false_starts else 0.0
+            slot.false_starts += 1
+            slot.rest_until_ns = now_ns + in_ns(delay)
+        else:
+            slot.false_starts = 0
+        return Death(
+            slot=worker.slot,
+            pid=worker.pid,
+            status=status,
+            age=(now_ns - worker.forked_ns) / SECOND,
+            requests=max(0, board.get(worker.slot, REQUESTS)),
+            booted=booted,
+            expected=worker.retiring or (status == 0 and board.get(worker.slot, LEAVING) != 0),
+            killed=worker.killed,
+            report=report,
+        )
+
+    def stop(self, hurry: bool) -> None:
+        """Wish for nobody: gracefully, or at once. A second call can only hurry the first."""
+        self.stopping = True
+        self.hurried = self.hurried or hurry
+        self.wanted = 0
+        for worker in self._workers.values():
+            if worker.retiring:
+                self.board.set(worker.slot, WISH, DRAIN)
+
+    def _delay(self, failures: int) -> float:
+        """1 s x 1.5^failures, 30 s at most, give or take a fifth so that slots do not march
+        in step."""
+        return min(_MAX_DELAY, 1.5 ** min(failures, 20)) * (0.8 + 0.4 * self.chance())

@@ -1,0 +1,109 @@
+"""The settings, checked once, at the door: before anything is bound or forked.
+
+It knows nothing of the system. Limits of a protocol are not here: they are
+attributes of its handler or server class, as in the standard library.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from .errors import ConfigError
+
+MAX_WORKERS = 2048
+"""The scoreboard is mapped once, since what is mapped cannot grow after a fork.
+It has room for twice as many: a worker that retires keeps its slot until it is
+gone, and its successor needs one too."""
+
+_A_YEAR = 366 * 24 * 60 * 60  # NaN and infinity are not less than this, 64 bits of ns are more
+
+
+class SettingsKeywords(TypedDict, total=False):
+    """The settings as keyword arguments, for ``**keywords: Unpack[SettingsKeywords]``."""
+
+    workers: int
+    timeout: float | None
+    boot_timeout: float
+    graceful_timeout: float
+    client_timeout: float | None
+    app_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a prefork server runs. Times are seconds.
+
+    ``workers``
+        how many to keep, 1 to 2048. Signals may take a running pool down to 0.
+    ``timeout``
+        the longest a worker may go without a sign of life (``wants_me_alive()``,
+        ``wait()``, or reading from and writing to a connection); past it the
+        worker is killed and replaced. ``None``: never.
+    ``boot_timeout``
+        from fork to ready, which a worker is after ``after_fork`` and just
+        before its work.
+    ``graceful_timeout``
+        how long a worker that was told to finish may take before it is killed.
+    ``client_timeout``
+        the longest a client may be silent while a handler reads from or writes
+        to it; then ``TimeoutError`` in the handler. ``None``: for ever.
+    ``app_name``
+        in process titles and log lines; empty means the door's own default.
+
+    Raises ``ConfigError``, a ``ValueError``, for a value that breaks its rule.
+    """
+
+    workers: int = 10
+    timeout: float | None = 30.0
+    boot_timeout: float = 60.0
+    graceful_timeout: float = 30.0
+    client_timeout: float | None = 30.0
+    app_name: str = ""
+
+    def __new__(cls, **said: Any) -> "Settings":
+        self = super().__new__(cls)
+        # What was said, as opposed to left to the door, whose defaults may be others.
+        object.__setattr__(self, "_said", frozenset(said))
+        return self
+
+    def __post_init__(self) -> None:
+        workers = self.workers
+        if type(workers) is not int or not 1 <= workers <= MAX_WORKERS:
+            raise ConfigError(
+                f"workers must be a whole number, 1 to {MAX_WORKERS}, not {workers!r}"
+            )
+        for name in ("timeout", "client_timeout"):
+            if getattr(self, name) is not None:
+                self._check_seconds(name, "; None means never")
+        for name in ("boot_timeout", "graceful_timeout"):
+            self._check_seconds(name, "")
+        name = self.app_name
+        if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
+            raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")
+
+    def _check_seconds(self, name: str, hint: str) -> None:
+        value = getattr(self, name)
+        if type(value) not in (int, float) or not 0 < value <= _A_YEAR:
+            raise ConfigError(
+                f"{name} must be a number of seconds above 0 and at most {_A_YEAR}, a year, "
+                f"not {value!r}{hint}"
+            )
+
+
+def settle(given: Settings | None, keywords: Mapping[str, Any], **defaults: Any) -> Settings:
+    """The settings of a door: its defaults, what ``given`` says, and the keywords, in this order.
+
+    Raises ConfigError, which names the nearest setting for one that does not exist.
+    """
+    if given is not None and not isinstance(given, Settings):
+        raise ConfigError(f"settings must be a Settings object, not {given!r}")
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in keywords:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
+            raise ConfigError(f"there is no setting {name}: {hint}")
+    said: frozenset[str] = getattr(given, "_said", frozenset())
+    return Settings(**{**defaults, **{name: getattr(given, name) for name in said}, **keywords})

@@ -1,0 +1,127 @@
+"""Signals, turned from interruptions into a queue that a loop can read.
+
+A handler notes the number in a set and returns: it logs nothing, locks nothing
+and raises nothing. Only its number counts, so a burst of one signal is one, and
+no flood of others can push a QUIT out.
+"""
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+WHERE = signal.SIGRTMIN + 1  # to a worker: write down where you are
+ORPHANED = signal.SIGRTMIN + 2  # to a worker, from the kernel: the master is gone
+
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+
+class Bell:
+    """A pipe that wakes whoever sleeps on its ``fileno()``. It carries no message.
+
+    It may be full, which is as good as rung.
+    """
+
+    def __init__(self) -> None:
+        self._heard, self.rope = os.pipe()
+        os.set_blocking(self._heard, False)
+        os.set_blocking(self.rope, False)
+
+    def fileno(self) -> int:
+        return self._heard
+
+    def ring(self) -> None:
+        try:
+            os.write(self.rope, b"!")
+        except BlockingIOError:
+            pass  # full: it wakes all the same
+        except OSError:
+            pass  # closed: the sleeper is gone
+
+    def hush(self) -> None:
+        """Forget the ringing so far; the sleeper looks at everything after this."""
+        try:
+            while len(os.read(self._heard, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def only_ring(self) -> None:
+        """In a fork: somebody else sleeps here."""
+        os.close(self._heard)
+
+    def close(self) -> None:
+        os.close(self._heard)
+        os.close(self.rope)
+
+
+class Inbox:
+    """Where the master sleeps: until a signal, a ring, or the death of a watched worker."""
+
+    def __init__(self) -> None:
+        self.bell = Bell()
+        self._noted: set[int] = set()
+        self._epoll = select.epoll()
+        self._epoll.register(self.bell.fileno(), select.EPOLLIN)
+
+    def wait(self, seconds: float) -> list[int]:
+        """Sleep, at most so long, and return the signals that came, lowest number first."""
+        if not self._noted:
+            self._epoll.poll(seconds)
+        self.bell.hush()
+        noted, self._noted = self._noted, set()
+        return sorted(noted)
+
+    def watch(self, fd: int) -> None:
+        """Wake up when this descriptor is readable, until it is closed."""
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def note(self, signum: int, frame: FrameType | None = None) -> None:
+        self._noted.add(signum)
+
+    @contextmanager
+    def hearing(self, signums: Iterable[int]) -> Iterator[None]:
+        """Take these signals over, and give them back as the program had them.
+
+        Off the main thread Python can set no handler: then none is taken over.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: dict[int, Handler] = {s: signal.signal(s, self.note) for s in signums}
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            # Inherited from whoever started us; the system would reap our workers itself.
+            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # A full pipe is harmless: it wakes, and the numbers are in the set.
+        rope = signal.set_wakeup_fd(self.bell.rope, warn_on_full_buffer=False)
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.set_wakeup_fd(rope)
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def leave_to_master(self) -> None:
+        """In a fork: an inherited epoll is the parent's, and is closed, never edited."""
+        self._epoll.close()
+        self.bell.only_ring()
+
+    def close(self) -> None:
+        self._epoll.close()
+        self.bell.close()
+
+
+@contextmanager
+def all_blocked() -> Iterator[None]:
+    """No signal arrives within; what came meanwhile arrives afterwards."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
