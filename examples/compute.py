@@ -11,7 +11,8 @@ from prefork_server import PreforkTCPServer
 
 
 def count_primes(below: int) -> int:
-    sieve = bytearray([1]) * max(2, below)
+    below = max(2, below)
+    sieve = bytearray([1]) * below
     sieve[:2] = b"\0\0"
     for n in range(2, int(below**0.5) + 1):
         if sieve[n]:

@@ -21,11 +21,13 @@ class BindError(PreforkError, OSError):
 
     def __init__(self, address: str, reason: OSError, cure: str = "") -> None:
         text = reason.strerror or str(reason)
-        super().__init__(f"cannot listen on {address}: {text}{cure and f' ({cure})'}")
+        super().__init__(reason.errno, text)
         self.address = address
         self.reason = reason
-        self.errno = reason.errno
-        self.strerror = text
+        self._sentence = f"cannot listen on {address}: {text}{cure and f' ({cure})'}"
+
+    def __str__(self) -> str:
+        return self._sentence
 
 
 class BootError(PreforkError):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def nothing(*_: object) -> None:
-    pass
+    """The hook of those who have none, and the handler of signals that mean nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Sockets to listen on: addresses checked, bound here, and shut without losing who queues.
 
-A listening socket is non-blocking from the start, once and for all: the flag
-belongs to the open file description, which every worker shares.
+Nothing here waits for clients: that is ``acceptor``, in the workers.
 """
 
 import array
@@ -139,7 +138,6 @@ class Listener:
     """One listening socket. ``path``: what to unlink when it is shut, if it is still ours."""
 
     def __init__(self, sock: socket.socket, path: str = "") -> None:
-        sock.setblocking(False)
         self.socket = sock
         self._path = os.path.abspath(path) if path else ""
         self._identity = _identity(self._path) if path else None

@@ -121,6 +121,10 @@ class Master:
     def run(self) -> None:
         """Raises BootError if no worker of the first generation gets ready."""
         self._remote.begins(self._inbox.bell)
+        for listener in self._job.listeners:
+            # Once and for all: the flag belongs to the open file description, which the
+            # workers share, and whoever loses the race for a connection must not wait.
+            listener.socket.setblocking(False)
         try:
             with self._inbox.hearing(HEARD):
                 if threading.current_thread() is threading.main_thread():
@@ -224,11 +228,12 @@ class Master:
             raise BootError(lines[-1] if lines else str(self._last_death), self._last_death.report)
         if self._remote.stop_asked or self._pool.stop_asked():
             self._stop("shutdown() was called", hurry=False)
+        if self._pool.stopping:
+            if not len(self._pool):
+                self._log(logging.INFO, "stopped", None, "stopped")
+            return not len(self._pool)
         if self._pool.any_ready() and not self._announced:
             self._announce()
-        if self._pool.stopping and not len(self._pool):
-            self._log(logging.INFO, "stopped", None, "stopped")
-            return True
         return False
 
     def _announce(self) -> None:
@@ -307,14 +312,14 @@ class Master:
         try:
             # Until it has handlers of its own, a new worker would answer a signal by
             # ringing our bell, which it shares. So none may reach it yet.
-            with all_blocked():
+            with all_blocked() as mask:
                 with warnings.catch_warnings():
                     # Since 3.12 Python warns of threads, and where warnings are errors the
                     # pid of the new worker would be lost. _warn_of_threads says it, too.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     pid = os.fork()
                 if pid == 0:
-                    self._become(slot)
+                    self._become(slot, mask)
         except OSError as error:
             delay = self._pool.fork_failed(forked_ns)
             self._log(
@@ -332,7 +337,7 @@ class Master:
             self._inbox.watch(self._pidfds[pid])
         self._log(logging.INFO, "forked", worker, "forked")
 
-    def _become(self, slot: int) -> None:
+    def _become(self, slot: int, mask: set[int]) -> None:
         """In the fork: let go of what is the master's, and never come back."""
         try:
             self._inbox.leave_to_master()
@@ -347,7 +352,7 @@ class Master:
                 self._life,
                 os.getppid(),
             )
-            become_worker(slot, self._job, shared, HEARD)
+            become_worker(slot, self._job, shared, mask)
         finally:
             os._exit(1)
 

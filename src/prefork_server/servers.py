@@ -8,6 +8,7 @@ import os
 import socket
 import socketserver
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Unpack
 
 from .errors import ConfigError
@@ -155,6 +156,8 @@ class PreforkMixIn(_Base):
                 self.shutdown_request(request)
             except Exception:
                 master.logger.exception("shutdown_request failed", extra={"event": "close_failed"})
+                with suppress(Exception):
+                    request.close()
 
     def _report(self, master: MasterHandle, request: Any, peer: Any, error: BaseException) -> None:
         text = address_text(peer) if peer else "a client"

@@ -1,7 +1,7 @@
 """Signals, turned from interruptions into a queue that a loop can read.
 
-A handler notes the number in a set and returns: it logs nothing, locks nothing
-and raises nothing. Only its number counts, so a burst of one signal is one, and
+A handler notes the number and returns: it logs nothing, locks nothing and raises
+nothing. Only its number counts, so a burst of one signal is one, and
 no flood of others can push a QUIT out.
 """
 
@@ -64,24 +64,24 @@ class Inbox:
 
     def __init__(self) -> None:
         self.bell = Bell()
-        self._noted: set[int] = set()
+        self._noted: dict[int, None] = {}  # a set that keeps the order
         self._epoll = select.epoll()
         self._epoll.register(self.bell.fileno(), select.EPOLLIN)
 
     def wait(self, seconds: float) -> list[int]:
-        """Sleep, at most so long, and return the signals that came, lowest number first."""
+        """Sleep, at most so long, and return the signals that came, in their order."""
         if not self._noted:
             self._epoll.poll(seconds)
         self.bell.hush()
-        noted, self._noted = self._noted, set()
-        return sorted(noted)
+        noted, self._noted = self._noted, {}
+        return list(noted)
 
     def watch(self, fd: int) -> None:
         """Wake up when this descriptor is readable, until it is closed."""
         self._epoll.register(fd, select.EPOLLIN)
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
-        self._noted.add(signum)
+        self._noted[signum] = None
 
     @contextmanager
     def hearing(self, signums: Iterable[int]) -> Iterator[None]:
@@ -96,7 +96,7 @@ class Inbox:
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             # Inherited from whoever started us; the system would reap our workers itself.
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # A full pipe is harmless: it wakes, and the numbers are in the set.
+        # A full pipe is harmless: it wakes, and the numbers are noted.
         rope = signal.set_wakeup_fd(self.bell.rope, warn_on_full_buffer=False)
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
         try:
@@ -118,10 +118,10 @@ class Inbox:
 
 
 @contextmanager
-def all_blocked() -> Iterator[None]:
-    """No signal arrives within; what came meanwhile arrives afterwards."""
+def all_blocked() -> Iterator[set[int]]:
+    """No signal arrives within; what came meanwhile arrives afterwards. Gives the mask before."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        yield
+        yield set(map(int, mask))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -68,18 +68,18 @@ class Shared:
     master_pid: int
 
 
-def become_worker(slot: int, job: Job, shared: Shared, unblocked: Iterable[int]) -> NoReturn:
-    """Live and die as the worker in ``slot``. All signals are blocked when this is called;
-    ``unblocked`` are those that the master itself hears."""
+def become_worker(slot: int, job: Job, shared: Shared, mask: set[int]) -> NoReturn:
+    """Live and die as the worker in ``slot``. All signals are blocked when this is called,
+    ``mask`` were it before."""
     status = 1
     try:
-        status = _live(slot, job, shared, unblocked)
+        status = _live(slot, job, shared, mask)
     finally:
         # Not sys.exit(): the atexit handlers and the frames below belong to the master.
         os._exit(status)
 
 
-def _live(slot: int, job: Job, shared: Shared, unblocked: Iterable[int]) -> int:
+def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     global _here
     report = shared.reports.open_in_worker(slot)
     faulthandler.enable(report)
@@ -92,8 +92,8 @@ def _live(slot: int, job: Job, shared: Shared, unblocked: Iterable[int]) -> int:
     signal.signal(signal.SIGQUIT, master._go)
     signal.signal(ORPHANED, master._orphaned)
     signal.set_wakeup_fd(bell.rope, warn_on_full_buffer=False)
-    heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, *unblocked, *_NOT_FOR_WORKERS}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+    heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, *_NOT_FOR_WORKERS}
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask - heard)
     _follow(shared, master)
     shared.title.show(f"worker {slot}")
     try:
@@ -247,13 +247,11 @@ class MasterHandle:
             self._be_idle()
             if not self.wants_me_alive():
                 break
+            # Whoever is woken for a connection takes it before it obeys anything: the
+            # kernel has told nobody else.
             listener = acceptor.wait(self._pause)
             if listener is not None:
                 yield listener
-        # Whoever is woken for a connection tries to take it before it obeys.
-        last = acceptor.wait(0)
-        if last is not None:
-            yield last
         if self._words[self._wish] == DRAIN:
             yield from self._drain(acceptor)
         self._be_idle()
@@ -313,6 +311,7 @@ class MasterHandle:
         """
         self._go()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, self._graceful)
 
     def _disown(self) -> None:

@@ -1,0 +1,1 @@
+"""Measurements: ``python -m benchmarks.threads``, ``python -m benchmarks.lifecycle``."""

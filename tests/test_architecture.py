@@ -1,0 +1,137 @@
+"""The layers hold: who imports whom, and who may call what."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prefork_server
+
+PACKAGE = Path(prefork_server.__file__).parent
+MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
+
+GROUND = {"errors", "scoreboard", "signals"}
+EDGES = {"listeners", "acceptor", "connection", "reports", "titles", "logfiles"}
+MAY_IMPORT = {
+    "errors": set(),
+    "scoreboard": set(),
+    "signals": set(),
+    "settings": {"errors"},
+    "connection": set(),
+    "reports": set(),
+    "titles": set(),
+    "logfiles": set(),
+    "listeners": {"errors"},
+    "acceptor": {"connection", "scoreboard"},
+    "pool": {"scoreboard", "settings"},
+    "job": {"listeners", "settings", "pool", "worker"},  # the last two for their types alone
+    "worker": GROUND | EDGES | {"settings", "job"},
+    "master": GROUND | EDGES | {"settings", "job", "pool", "worker"},
+    "preforker": set(MODULES) - {"servers", "__init__"},
+    "servers": set(MODULES) - {"preforker", "__init__"},
+    "__init__": set(MODULES),
+}
+
+# Which modules may make processes, signal them, wait for them, or leave without goodbye.
+MAY_CALL = {
+    "os.fork": {"master"},
+    "os.kill": {"master"},
+    "os.killpg": set(),
+    "signal.pidfd_send_signal": {"master"},
+    "os.waitpid": {"master"},
+    "os._exit": {"master", "worker"},
+    "sys.exit": set(),
+    "time.time": set(),  # durations are monotonic
+    "datetime.now": set(),
+    "time.sleep": {"listeners"},  # before anything is forked
+    "os.system": set(),
+    "tempfile.mktemp": set(),
+    "pickle.loads": set(),
+    "marshal.loads": set(),
+    "os.umask": set(),  # it is the whole process's
+    "threading.Thread": set(),
+    "signal.signal": {"signals", "worker"},
+}
+
+# Wide excepts stand around user code, and each says so.
+WIDE = {
+    "master": {"_run_hook", "_log"},
+    "worker": {"_live"},
+    "servers": {"_work", "_serve", "_report"},
+    "listeners": {"listen"},
+}
+
+
+def _imports(tree: ast.Module) -> set[str]:
+    ours = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
+    return {n.module or name.name for n in ours for name in n.names}
+
+
+def _calls(tree: ast.Module) -> set[str]:
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_module_imports_only_what_lies_below_it(module: str) -> None:
+    assert _imports(MODULES[module]) <= MAY_IMPORT[module]
+
+
+def test_the_pool_knows_no_system_and_no_clock() -> None:
+    imported = {
+        name.name
+        for node in ast.walk(MODULES["pool"])
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    assert not imported & {"os", "time", "socket", "select", "threading"}
+    assert _calls(MODULES["pool"]) & {"signal.signal", "signal.pthread_kill"} == set()
+
+
+@pytest.mark.parametrize("call", MAY_CALL)
+def test_only_named_modules_touch_processes(call: str) -> None:
+    callers = {module for module, tree in MODULES.items() if call in _calls(tree)}
+    assert callers == MAY_CALL[call]
+
+
+def test_wide_excepts_stand_around_user_code_alone() -> None:
+    wide: dict[str, set[str]] = {}
+    for module, tree in MODULES.items():
+        for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+            for handler in (n for n in ast.walk(function) if isinstance(n, ast.ExceptHandler)):
+                caught = ast.unparse(handler.type) if handler.type else "everything"
+                if caught in ("Exception", "BaseException", "everything"):
+                    wide.setdefault(module, set()).add(function.name)
+    assert wide == WIDE
+
+
+def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
+    for module, tree in MODULES.items():
+        assert not [n for n in ast.walk(tree) if isinstance(n, ast.Assert)], module
+
+
+def test_the_core_is_small_enough_to_read() -> None:
+    lines = {path.stem: path.read_text().count("\n") for path in PACKAGE.glob("*.py")}
+    assert sum(lines.values()) <= 3000, lines
+    assert max(lines.values()) <= 500, lines
+
+
+def test_the_top_level_imports_nothing_heavy() -> None:
+    code = "import sys, prefork_server; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    heavy = {"asyncio", "ssl", "http", "email", "ctypes", "multiprocessing", "subprocess"}
+    assert not heavy & set(loaded.stdout.split())
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    for name in prefork_server.__all__:
+        thing = getattr(prefork_server, name)
+        assert thing.__doc__, name
+        if isinstance(thing, type):
+            public = [m for n, m in vars(thing).items() if callable(m) and not n.startswith("_")]
+            overridden = {n for base in thing.__mro__[1:] for n in vars(base)}
+            for method in public:
+                assert method.__doc__ or method.__name__ in overridden, f"{name}.{method.__name__}"

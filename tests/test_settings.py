@@ -1,0 +1,88 @@
+"""Settings are checked at the door, and an error says the value, the rule and the cure."""
+
+import dataclasses
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from prefork_server import ConfigError, Preforker, PreforkTCPServer, Settings
+from prefork_server.settings import settle
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"workers": 0}, "workers must be a whole number, 1 to 2048, not 0"),
+        ({"workers": -1}, "workers must be a whole number, 1 to 2048, not -1"),
+        ({"workers": 10**9}, "workers must be a whole number, 1 to 2048, not 1000000000"),
+        ({"workers": "4"}, "workers must be a whole number, 1 to 2048, not '4'"),
+        ({"workers": True}, "workers must be a whole number, 1 to 2048, not True"),
+        ({"workers": None}, "workers must be a whole number, 1 to 2048, not None"),
+        ({"workers": 2.5}, "workers must be a whole number, 1 to 2048, not 2.5"),
+        ({"workers": float("nan")}, "workers must be a whole number, 1 to 2048, not nan"),
+        ({"timeout": "5s"}, "timeout must be a number of seconds above 0 and at most 31622400"),
+        ({"timeout": 0}, "not 0; None means never"),
+        ({"timeout": -1}, "not -1; None means never"),
+        ({"timeout": True}, "not True; None means never"),
+        ({"timeout": float("inf")}, "not inf; None means never"),
+        ({"timeout": float("nan")}, "not nan; None means never"),
+        ({"client_timeout": 0}, "client_timeout must be a number of seconds above 0"),
+        ({"boot_timeout": None}, "boot_timeout must be a number of seconds above 0"),
+        ({"graceful_timeout": -0.5}, "graceful_timeout must be a number of seconds above 0"),
+        ({"app_name": 5}, "app_name must be printable ASCII text, not 5"),
+        ({"app_name": "a\nb"}, "app_name must be printable ASCII text, not 'a\\nb'"),
+        ({"workrs": 4}, "there is no setting workrs: did you mean workers?"),
+        ({"time_out": 4}, "there is no setting time_out: did you mean timeout?"),
+        ({"xyzzy": 4}, "there is no setting xyzzy: there are workers, timeout, boot_timeout"),
+    ],
+)
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda **wrong: Preforker(lambda master: None, **wrong),
+        lambda **wrong: PreforkTCPServer(("127.0.0.1", 1), lambda *_: None, **wrong),
+    ],
+    ids=["Preforker", "PreforkTCPServer"],
+)
+def test_a_wrong_setting_is_one_clear_sentence_before_anything_is_bound(
+    door: Callable[..., object], wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        door(**wrong)  # port 1 on a live machine: to bind it would be another error
+    assert message in str(error.value)
+    assert isinstance(error.value, ValueError)
+
+
+def test_settings_themselves_refuse_what_is_wrong() -> None:
+    with pytest.raises(ConfigError, match="workers must be"):
+        Settings(workers=0)
+    with pytest.raises(ConfigError, match="settings must be a Settings object, not 4"):
+        settle(4, {})  # type: ignore[arg-type]
+
+
+def test_settings_are_frozen_and_survive_copying() -> None:
+    settings = Settings(workers=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.workers = 4  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert dataclasses.replace(settings, timeout=None).workers == 3
+
+
+def test_what_was_said_wins_over_the_door_and_keywords_over_both() -> None:
+    assert settle(None, {}, timeout=5.0).timeout == 5
+    assert settle(Settings(workers=3), {}, timeout=5.0) == Settings(workers=3, timeout=5)
+    assert settle(Settings(timeout=30.0), {}, timeout=5.0).timeout == 30
+    assert settle(Settings(workers=3), {"workers": 4}).workers == 4
+    again = settle(
+        settle(Settings(workers=3), {}, timeout=5.0), {}, timeout=7.0, client_timeout=None
+    )
+    assert (again.workers, again.timeout, again.client_timeout) == (3, 5, None)
+
+
+def test_the_doors_have_the_defaults_they_say() -> None:
+    assert Preforker(lambda master: None).settings == Settings(timeout=5.0)
+    assert Settings() == Settings(
+        workers=10, timeout=30, boot_timeout=60, graceful_timeout=30, client_timeout=30, app_name=""
+    )
