@@ -125,8 +125,6 @@ def starting_and_stopping() -> Iterator[Figure]:
         for _ in range(TRIES):
             with start(workers=4) as server:
                 called = server.hear("called").at_ns
-                # The workers speak before the master, which hears the first of them.
-                hear_workers(server, 1)
                 ready = server.hear("ready").at_ns
                 from_start.append((ready - server.started_ns) / MS)
                 from_call.append((ready - called) / MS)
@@ -256,13 +254,13 @@ def main() -> None:
     if asked.serve:
         serve(asked.serve, asked.timeout)
         return
+    print(machine())
     rows: list[Sequence[str]] = [("figure", "median", "worst", "unit", "count", "target")]
     measures = importing, starting_and_stopping, replacing, idling, many, hanging, sleeping
     with compiled_files():
         for measure in measures:
             print(f"{measure.__name__} ...", file=sys.stderr)
             rows += map(_row, measure())
-    print(machine())
     print_table("Life cycle", rows)
 
 

@@ -5,12 +5,15 @@ is closed: a connection that ends begins the next. So ``p50`` and ``p99`` contai
 queueing that the load itself makes, and with as many connections for all servers
 they say little more than throughput does. The generator costs about as much CPU as
 a fast server: where it is full, throughput is its own and only the server's CPU
-time ranks servers.
+time ranks servers. It has one process for every second CPU. With more, processes
+crowd each other out, a client often loses its CPU between connecting and sending,
+and every server pays for a wait more: four workers half as much again.
 
 It talks to 127.0.0.1 and to UNIX sockets, and to nobody else.
 """
 
 import multiprocessing
+import os
 import select
 import socket
 import time
@@ -18,6 +21,8 @@ from dataclasses import dataclass
 
 MESSAGE = bytes(range(64))
 PATIENCE = 10.0  # seconds that one operation on a socket may take, then it is an error
+
+PROCESSES = max(1, (os.cpu_count() or 1) // 2)
 
 _START = 0.1  # seconds from asking for the generators to their common beginning
 _LONGEST = 120.0  # seconds that one load may take: a limit for accidents
@@ -59,7 +64,7 @@ class _Done:
     latencies_ns: list[int]
 
 
-def put_load_on(address: str, requests: int, connections: int, processes: int = 2) -> Load:
+def put_load_on(address: str, requests: int, connections: int, processes: int = PROCESSES) -> Load:
     """``requests`` in all, ``connections`` at a time, from so many generator processes.
 
     ``address`` is ``127.0.0.1:port`` or ``unix:/path``. Raises ValueError for another

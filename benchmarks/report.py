@@ -6,10 +6,14 @@ from collections.abc import Sequence
 
 
 def machine() -> str:
-    """What one must know to compare figures with those of another day."""
+    """What one must know to compare figures with those of another day.
+
+    The load average is that of the last minute: above 0.5 the machine is not ours alone.
+    """
     return (
         f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()} {platform.machine()}, "
-        f"{platform.python_implementation()} {platform.python_version()}"
+        f"{platform.python_implementation()} {platform.python_version()}, "
+        f"load average {os.getloadavg()[0]:.1f}"
     )
 
 

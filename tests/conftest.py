@@ -170,7 +170,10 @@ class Server:
         return self.wait()
 
     def wait(self) -> int:
-        return self.process.wait(PATIENCE)
+        """The exit code of the master, when it is gone and its last words were read."""
+        code = self.process.wait(PATIENCE)
+        self._reader.join(1)  # a worker that outlives it may keep the pipe open
+        return code
 
     def anyone_left(self) -> bool:
         """Whether a descendant is still there, however it may have hidden."""

@@ -53,7 +53,7 @@ def test_compute_counts_primes_and_survives_nonsense(start: Starter) -> None:
 
 
 def test_accept_loop_says_how_many_it_served(start: Starter) -> None:
-    server = start.script(EXAMPLES / "accept_loop.py", "127.0.0.1:0").ready()
+    server = start.script(EXAMPLES / "accept_loop.py", "127.0.0.1:0").all_ready(4)
     for _ in range(7):
         assert server.ask(b"loud") == b"LOUD"
     assert server.quit() == 0

@@ -862,6 +862,13 @@ def test_the_question_where_it_hangs_is_followed_by_a_look_in_time_for_the_kill(
     assert carry_out(pool, at=5).wake_ns <= ns(5.1)
 
 
+def test_the_master_does_not_spin_while_one_boots_that_will_leave() -> None:
+    pool = a_pool(workers=1)
+    carry_out(pool)
+    leave(pool, 1)
+    assert plan(pool, at=5).wake_ns > ns(5)
+
+
 def test_with_nobody_there_and_nobody_wanted_there_is_no_next_look() -> None:
     pool = a_pool(workers=1)
     pool.wanted = 0

@@ -97,13 +97,26 @@ def test_no_flood_of_others_pushes_a_quit_out(start: Starter) -> None:
 
 def test_a_worker_answers_signals_that_are_for_the_master_with_nothing(start: Starter) -> None:
     server = start(LOOP).all_ready(2)
-    first = server.workers()
-    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU):
-        for pid in first:
-            server.signal(signum, pid)
+    signums = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU)
+    for worker in server.workers():
+        # All at once, which is more than faulthandler's own signal stack has room for.
+        server.signal(signal.SIGSTOP, worker)
+        for signum in signums:
+            server.signal(signum, worker)
+        server.signal(signal.SIGCONT, worker)
     assert server.quit() == 0
     assert server.count("ran the code after the loop") == 2
     assert server.count("forked") == 2
+
+
+def test_the_master_takes_all_its_signals_at_once_even_with_faulthandler(start: Starter) -> None:
+    server = start("    import faulthandler\n    faulthandler.enable()\n" + LOOP).all_ready(2)
+    server.signal(signal.SIGSTOP)
+    for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, signal.SIGQUIT):
+        server.signal(signum)
+    server.signal(signal.SIGCONT)
+    assert server.wait() == 0
+    assert server.count("Fatal") == 0
 
 
 def test_a_worker_told_to_quit_by_its_pid_finishes_and_is_replaced(start: Starter) -> None:

