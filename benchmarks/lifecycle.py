@@ -46,7 +46,7 @@ import site
 {}
 from time import perf_counter_ns as now
 begin = now()
-import prefork_server
+{}
 print(now() - begin)
 """
 
@@ -106,11 +106,13 @@ def compiled_files() -> Iterator[None]:
 def importing() -> Iterator[Figure]:
     """In fresh interpreters; what Python itself imports at its start is free."""
     place = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(prefork_server.__file__))}
-    for name, before, target in (
-        ("import prefork_server", "", "<= 10"),
-        ("the same, after socketserver and logging", "import logging, socketserver", "-"),
+    first = "from prefork_server import PreforkTCPServer"
+    for name, before, statement, target in (
+        ("import prefork_server", "", "import prefork_server", "<= 10"),
+        ("import of its first name, a server", "", first, "-"),
+        ("the same, after socketserver and logging", "import logging, socketserver", first, "-"),
     ):
-        command = [sys.executable, "-S", "-c", _IMPORT.format(before)]
+        command = [sys.executable, "-S", "-c", _IMPORT.format(before, statement)]
         subprocess.check_output(command, env=place)  # compiles
         values = [int(subprocess.check_output(command, env=place)) / MS for _ in range(TRIES)]
         yield Figure(name, "ms", values, target)

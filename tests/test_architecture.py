@@ -117,13 +117,23 @@ def test_the_core_is_small_enough_to_read() -> None:
     assert max(lines.values()) <= 500, lines
 
 
-def test_the_top_level_imports_nothing_heavy() -> None:
-    code = "import sys, prefork_server; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+def _loaded_by(statement: str) -> set[str]:
+    code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); {statement}"
+    command = [sys.executable, "-S", "-c", code + "; print(*sys.modules)"]  # without .pth files
+    return set(subprocess.check_output(command, text=True).split())
+
+
+def test_the_import_loads_nothing_and_a_name_nothing_heavy() -> None:
+    assert not {"socket", "logging", "typing"} & _loaded_by("import prefork_server")
     heavy = {"asyncio", "ssl", "http", "email", "ctypes", "multiprocessing", "subprocess"}
-    assert not heavy & set(loaded.stdout.split())
+    assert not heavy & _loaded_by("from prefork_server import *")
+
+
+def test_the_public_names_are_where_the_top_level_says() -> None:
+    assert sorted(prefork_server._HOME_OF) == sorted(prefork_server.__all__)
+    assert set(prefork_server.__all__) <= set(dir(prefork_server))
+    with pytest.raises(AttributeError, match="has no attribute 'PreforkFTPServer'"):
+        prefork_server.PreforkFTPServer  # noqa: B018
 
 
 def test_every_public_name_has_a_docstring() -> None:

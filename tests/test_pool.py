@@ -273,6 +273,12 @@ def test_one_that_announced_a_long_silence_has_it() -> None:
     assert slots(plan(pool, at=600).suspect) == [1]
 
 
+def test_one_that_announced_a_short_silence_is_held_to_it() -> None:
+    pool = a_pool(workers=1, running=[1], timeout=5)
+    pool.board.set(1, DEADLINE, ns(1))
+    assert slots(plan(pool, at=1).suspect) == [1]
+
+
 def test_nobody_answers_for_a_silence_the_master_slept_through() -> None:
     pool = a_pool(workers=1, running=[1], timeout=5)
     assert is_empty(plan(pool, at=3600, awake_since=3600))
@@ -363,9 +369,9 @@ def test_the_third_try_rests_a_second_and_then_half_as_long_again_each_time() ->
     assert rests[8:] == [pytest.approx(1.5**8), 30]
 
 
-def test_a_thousand_false_starts_rest_thirty_seconds() -> None:
+def test_two_thousand_false_starts_rest_thirty_seconds() -> None:
     pool = a_pool(workers=2, running=[1], timeout=None)
-    for _ in range(1000):
+    for _ in range(2000):
         false_start(pool, 2)
     assert rest_of(pool, 2, since=0) == 30
 
@@ -505,6 +511,17 @@ def test_a_generation_of_which_one_was_ready_has_not_failed() -> None:
     assert pool.any_ready()
     assert not pool.first_generation_failed()
     assert plan(pool).fork == (1, 2)
+
+
+def test_a_generation_has_not_failed_while_one_of_it_still_boots() -> None:
+    pool = a_pool(workers=3)
+    carry_out(pool)
+    die(pool, 1)
+    die(pool, 2)
+    pool.wanted = 2
+    assert not pool.first_generation_failed()
+    die(pool, 3)
+    assert pool.first_generation_failed()
 
 
 def test_a_first_generation_that_was_sent_away_has_not_failed() -> None:
@@ -653,6 +670,14 @@ def test_hurry_puts_no_kill_off() -> None:
     assert slots(plan(pool, at=20).kill) == [1]
 
 
+def test_hurry_excuses_no_silence() -> None:
+    pool = a_pool(workers=1, running=[1], timeout=0.5)
+    pool.stop(hurry=True)
+    carry_out(pool)
+    assert slots(carry_out(pool, at=0.5).suspect) == [1]
+    assert slots(plan(pool, at=0.6).kill) == [1]
+
+
 def test_a_killed_worker_is_not_hurried() -> None:
     pool = a_pool(workers=1, running=[1])
     pool.killed(worker_in(pool, 1))
@@ -739,6 +764,12 @@ def test_a_death_is_told_with_what_the_scoreboard_knew() -> None:
         1, 4001, -9, 2.5, 2, booted=True, expected=False, killed=True, report="it hung"
     )
     assert len(pool) == 0
+
+
+def test_a_row_that_was_scribbled_on_tells_of_no_less_than_no_requests() -> None:
+    pool = a_pool(workers=1, running=[1])
+    pool.board.set(1, REQUESTS, -7)
+    assert die(pool, 1).requests == 0
 
 
 def test_a_death_before_ready_is_told_as_such() -> None:

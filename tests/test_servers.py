@@ -704,7 +704,10 @@ def test_wait_ready_is_false_when_the_server_ended_before(start: Starter) -> Non
         def after_fork(self, master):
             raise RuntimeError("cannot boot")
 
-    threading.excepthook = lambda args: print(f"raised {args.exc_type.__name__}\\n", end="", flush=True)
+    def excepthook(args):
+        print(f"raised {args.exc_type.__name__}\\n", end="", flush=True)
+
+    threading.excepthook = excepthook
     server = Broken(("127.0.0.1", 0), Echo, workers=1)
     assert server.wait_ready(0.01) is False
     in_thread(server)

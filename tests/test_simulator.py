@@ -228,7 +228,7 @@ class World:
             heard_ns=self.now_ns,
             allowed_ns=allowed_ns,
             finishing_ns=self.some(0, self.chance.choice([0.1, 2, 60])),
-            blocks_term=self.chance.random() < 0.1,
+            blocks_term=self.chance.random() < 0.25,
             fate=fate,
             hung=fate == "hangs",
         )

