@@ -912,3 +912,12 @@ def test_planning_changes_nothing() -> None:
     before = repr(pool), bytes(pool.board.words)
     assert plan(pool, at=5) == plan(pool, at=5)
     assert (repr(pool), bytes(pool.board.words)) == before
+
+
+def test_time_that_the_machine_slept_is_not_taken_from_a_graceful_end() -> None:
+    pool = a_pool(workers=1, running=[1], timeout=None, graceful_timeout=20)
+    pool.stop(hurry=False)
+    carry_out(pool, at=0)
+    pool.overslept(100 * SECOND)
+    assert plan(pool, at=119).kill == NOTHING
+    assert len(plan(pool, at=120).kill) == 1

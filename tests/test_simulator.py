@@ -35,10 +35,11 @@ from prefork_server.scoreboard import (
 )
 from prefork_server.settings import Settings
 
-Event: TypeAlias = tuple[Callable[["World", int], None], float, int]  # what, the gap, a number
+Happening: TypeAlias = Callable[["World", int], None]
+Event: TypeAlias = tuple[Happening, float, int]  # what, the seconds to the next, the number
 
 LIMIT = 5  # workers
-HISTORIES = 90
+HISTORIES = 75
 EVENTS = 60  # in each of them
 YEAR = 365 * 24 * 3600  # seconds
 LONGEST_REST = 36.0  # seconds between false starts: 30, and a fifth
@@ -472,7 +473,7 @@ def asks_for_a_stop(world: World, number: int) -> None:
         world.board.set(life.slot, ASKS_STOP, 1)
 
 
-OFTEN = (
+OFTEN: tuple[Happening, ...] = (
     nothing,
     serves,
     crashes,
@@ -487,7 +488,7 @@ OFTEN = (
     ttin,
     ttou,
 )
-SELDOM = (comes_to_rest, winch, quits, term, asks_for_a_stop)
+SELDOM: tuple[Happening, ...] = (comes_to_rest, winch, quits, term, asks_for_a_stop)
 
 # Seconds to the next event. Days, too: they cost nothing, since nothing happens in them.
 GAPS = (0, 0.001, 0.05, 0.3, 0.7, 1, 2, 5, 10, 40, 3600, 12 * 24 * 3600)

@@ -276,6 +276,24 @@ def test_a_fork_that_fails_is_tried_again_while_the_others_serve(
     server.saw("forked", times=2)
 
 
+def test_one_refused_fork_is_one_failure_however_many_are_missing(start: Starter) -> None:
+    server = start("""
+        real, calls = os.fork, []
+
+        def fork():
+            calls.append(1)
+            if len(calls) == 1:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return real()
+
+        os.fork = fork
+        os.cpu_count = lambda: 8
+        serve(Echo, workers=8)
+    """).all_ready(8)
+    server.expect_error("cannot fork")
+    assert server.count("cannot fork") == 1
+
+
 def test_a_server_that_cannot_fork_stops_promptly(start: Starter) -> None:
     server = start("""
         def fork():

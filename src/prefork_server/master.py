@@ -156,6 +156,7 @@ class Master:
         now_ns = time.monotonic_ns()
         if now_ns - self._seen_ns > self._tick_ns * 5 // 4 + SECOND // 20:
             self._awake_since_ns = now_ns
+            self._pool.overslept(now_ns - self._seen_ns)
         self._seen_ns = now_ns
         return now_ns
 
@@ -264,7 +265,8 @@ class Master:
             # The scoreboard says what is wanted of it; this only wakes it up.
             self._signal(worker, signal.SIGQUIT)
         for slot in plan.fork:
-            self._fork(slot)
+            if not self._fork(slot):
+                break
 
     def _log_kill(self, worker: WorkerHandle, now_ns: int) -> None:
         settings = self._job.settings
@@ -300,7 +302,8 @@ class Master:
             else:
                 os.kill(worker.pid, signum)
 
-    def _fork(self, slot: int) -> None:
+    def _fork(self, slot: int) -> bool:
+        """Whether the system let us."""
         self._run_hook("before_fork")
         self._warn_of_threads()
         for stream in (sys.stdout, sys.stderr):
@@ -330,12 +333,13 @@ class Master:
                 error.strerror,
                 delay,
             )
-            return
+            return False
         worker = self._pool.forked(slot, pid, forked_ns)
         with suppress(OSError):  # an old kernel, or no descriptors left: the next tick finds out
             self._pidfds[pid] = os.pidfd_open(pid)
             self._inbox.watch(self._pidfds[pid])
         self._log(logging.INFO, "forked", worker, "forked")
+        return True
 
     def _become(self, slot: int, mask: set[int]) -> None:
         """In the fork: let go of what is the master's, and never come back."""

@@ -5,7 +5,7 @@ in and carries the plan out. So every rule about the size and the health of the
 pool can be tested without a single fork.
 
 ``plan`` only looks. What happened is told to the pool by the methods named for
-it: ``forked``, ``told_to_retire``, ``suspected``, ``told_to_end``, ``killed``, ``died``.
+it: ``forked``, ``told_to_retire``, ``suspected``, ``told_to_end``, ``killed``, ``died`` ...
 """
 
 import signal
@@ -186,7 +186,11 @@ class Pool:
 
         serving = [w for w in self._workers.values() if not w.retiring]
         staying = [w for w in serving if self._holds_place(w, now_ns)]
-        alarms += [self.board.get(w.slot, READY) + _HEALTHY_NS for w in staying if self._leaves(w)]
+        alarms += [
+            self.board.get(worker.slot, READY) + _HEALTHY_NS
+            for worker in staying
+            if self._leaves(worker) and self.ready(worker)
+        ]
         staying.sort(key=lambda worker: worker.slot)
         surplus = staying[self.wanted :]  # highest number first
         leaving = [w for w in serving if not self._holds_place(w, now_ns)]
@@ -283,6 +287,12 @@ class Pool:
         deadline = self.board.get(worker.slot, DEADLINE)
         if deadline <= now_ns:  # or it has said something just before we asked
             worker.suspected_ns, worker.suspected_for = now_ns, deadline
+
+    def overslept(self, slept_ns: int) -> None:
+        """The master was asleep, and so perhaps was everybody: give them that time again."""
+        for worker in self._workers.values():
+            if worker.kill_ns < NEVER:
+                worker.kill_ns += slept_ns
 
     def told_to_end(self, worker: WorkerHandle, now_ns: int) -> None:
         worker.retiring = worker.ending = True
