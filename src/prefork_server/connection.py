@@ -71,11 +71,14 @@ class Connection(socket.socket):
     means for ever, and never costs the worker its life. With 0 it is an ordinary
     non-blocking socket.
 
+    What an operation raises has the attribute ``by_client``: it is the client who is
+    gone, or silent, and not the handler that is wrong.
+
     When the worker is told to finish, a client that was answered and says nothing
     more reads as end-of-file; one that has begun to ask is waited for as before.
     """
 
-    __slots__ = ("_patience", "_state", "_vigil", "failure")
+    __slots__ = ("_patience", "_state", "_vigil")
 
     def __init__(
         self, family: int, kind: int, proto: int, fileno: int, vigil: Vigil, patience: float | None
@@ -84,8 +87,6 @@ class Connection(socket.socket):
         self._vigil = vigil
         self._patience = patience
         self._state = _FRESH
-        self.failure: OSError | None = None
-        """What the last failed operation raised: the client's fault and not the handler's."""
 
     # Reading
 
@@ -230,7 +231,7 @@ class Connection(socket.socket):
                     self._vigil.beat()
                     return result
         except OSError as failure:
-            self.failure = failure
+            failure.by_client = True  # type: ignore[attr-defined]
             raise
 
     def _write(self, operation: Callable[..., Any], flags: int, *args: Any) -> Any:
@@ -247,7 +248,7 @@ class Connection(socket.socket):
                     self._vigil.beat()
                     return result
         except OSError as failure:
-            self.failure = failure
+            failure.by_client = True  # type: ignore[attr-defined]
             raise
 
     def _wait(self, event: int) -> bool:

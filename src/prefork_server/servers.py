@@ -163,8 +163,7 @@ class PreforkMixIn(_Base):
     def _report(self, master: MasterHandle, request: Any, peer: Any, error: BaseException) -> None:
         text = address_text(peer) if peer else "a client"
         extra = {"event": "request_failed", "worker": master.slot, "pid": os.getpid()}
-        if error is getattr(request, "failure", None):
-            # It is the client who went, or was silent for too long.
+        if getattr(error, "by_client", False):
             master.logger.debug("%s is gone: %s", text, error, extra=extra)
         elif type(self).handle_error is socketserver.BaseServer.handle_error:
             master.logger.error("handler failed for %s", text, exc_info=error, extra=extra)
