@@ -330,6 +330,28 @@ def test_children_that_are_no_workers_change_nothing(start: Starter) -> None:
     assert server.count("reaped") == 0
 
 
+def test_a_fork_of_a_hook_does_not_make_the_master_spin(start: Starter) -> None:
+    server = start("""
+        class Server(PreforkTCPServer):
+            def ready(self, addresses):
+                if not os.fork():  # it holds all that the master had open
+                    print("a stranger stays", flush=True)
+                    time.sleep(3)
+                    os._exit(0)
+
+        serve(Echo, Server, workers=1)
+    """)
+    server.expect_error("SIGKILL")
+    server.saw("a stranger stays")
+    victim = next(pid for pid in server.workers() if "worker" in title(pid))
+    server.signal(signal.SIGKILL, victim)
+    server.saw("forked", times=2)
+    before = _cpu(server.pid)
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.process.wait(1)
+    assert _cpu(server.pid) - before < 10  # ticks of 10 ms
+
+
 def test_a_worker_that_the_program_reaps_itself_is_replaced_all_the_same(start: Starter) -> None:
     server = start("""
         signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, 0))

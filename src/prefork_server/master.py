@@ -74,7 +74,9 @@ class Remote:
 
     def begins(self, bell: Bell) -> None:
         self._over.clear()
+        self._settled.clear()
         with self._lock:
+            self._ready = False
             self._bell = bell
             self._thread = threading.current_thread()
 
@@ -96,6 +98,7 @@ class Master:
     def __init__(self, job: Job, remote: Remote) -> None:
         self._job = job
         self._remote = remote
+        self._pid = os.getpid()
         self._board = Scoreboard(2 * MAX_WORKERS)
         self._pool = Pool(job.settings, self._board, os.cpu_count() or 1, random.random)
         self._inbox = Inbox()
@@ -121,11 +124,11 @@ class Master:
     def run(self) -> None:
         """Raises BootError if no worker of the first generation gets ready."""
         self._remote.begins(self._inbox.bell)
-        for listener in self._job.listeners:
-            # Once and for all: the flag belongs to the open file description, which the
-            # workers share, and whoever loses the race for a connection must not wait.
-            listener.socket.setblocking(False)
         try:
+            for listener in self._job.listeners:
+                # Once and for all: the flag belongs to the open file description, which the
+                # workers share, and whoever loses the race for a connection must not wait.
+                listener.socket.setblocking(False)
             with self._inbox.hearing(HEARD):
                 if threading.current_thread() is threading.main_thread():
                     self._title.show("master")
@@ -169,13 +172,19 @@ class Master:
         for worker, status in self._dead():
             report = self._reports.take(worker.slot)
             death = self._pool.died(worker, status, report, now_ns)
-            if worker.pid in self._pidfds:
-                os.close(self._pidfds.pop(worker.pid))
+            self._forget(worker)
             # It may have been woken for a connection that it did not live to take.
             self._relay.wake_one()
             self._log_death(worker, death)
             self._last_death = death
             self._run_hook("after_worker_exit", death)
+
+    def _forget(self, worker: WorkerHandle) -> None:
+        pidfd = self._pidfds.pop(worker.pid, None)
+        if pidfd is not None:
+            # A fork of ours, a hook's for instance, may hold it too, and would keep it watched.
+            self._inbox.unwatch(pidfd)
+            os.close(pidfd)
 
     def _dead(self) -> Iterator[tuple[WorkerHandle, int | None]]:
         """The workers that are gone, with their exit codes; None: somebody else reaped it."""
@@ -335,9 +344,10 @@ class Master:
             )
             return False
         worker = self._pool.forked(slot, pid, forked_ns)
-        with suppress(OSError):  # an old kernel, or no descriptors left: the next tick finds out
-            self._pidfds[pid] = os.pidfd_open(pid)
-            self._inbox.watch(self._pidfds[pid])
+        with suppress(OSError):  # an old kernel, or no descriptors left: a tick finds out, too
+            pidfd = os.pidfd_open(pid)
+            self._pidfds[pid] = pidfd
+            self._inbox.watch(pidfd)
         self._log(logging.INFO, "forked", worker, "forked")
         return True
 
@@ -354,7 +364,7 @@ class Master:
                 self._inbox.bell,
                 self._title,
                 self._life,
-                os.getppid(),
+                self._pid,
             )
             become_worker(slot, self._job, shared, mask)
         finally:
@@ -415,13 +425,14 @@ class Master:
         while len(self._pool):
             for worker, status in list(self._dead()):
                 self._pool.died(worker, status, "", time.monotonic_ns())
+                self._forget(worker)
             self._inbox.wait(0.01)
 
     def _release(self) -> None:
         self._title.restore()
         _lifelines.discard(self._lifeline)
-        for fd in (self._life, self._lifeline, *self._pidfds.values()):
-            os.close(fd)
+        os.close(self._life)
+        os.close(self._lifeline)
         self._inbox.close()
         self._relay.close()
         self._reports.close()

@@ -58,7 +58,8 @@ class Preforker:
         listeners: list[Listener] = []
         with speaking(self._logger):
             try:
-                listeners += (listen(address) for address in self._addresses)
+                for address in self._addresses:
+                    listeners.append(listen(address))  # noqa: PERF401 - those before are closed
                 job = Job(
                     settings=self.settings,
                     app_name=self.settings.app_name or "preforker",

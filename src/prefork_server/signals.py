@@ -10,7 +10,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -81,8 +81,12 @@ class Inbox:
         return list(noted)
 
     def watch(self, fd: int) -> None:
-        """Wake up when this descriptor is readable, until it is closed."""
+        """Wake up when this descriptor is readable, until ``unwatch``."""
         self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        with suppress(FileNotFoundError):  # it could not be watched
+            self._epoll.unregister(fd)
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
         self._noted[signum] = None
