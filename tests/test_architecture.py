@@ -27,8 +27,10 @@ MAY_IMPORT = {
     "acceptor": {"connection", "scoreboard"},
     "pool": {"scoreboard", "settings"},
     "job": {"listeners", "settings", "pool", "worker"},  # the last two for their types alone
+    "remote": {"signals", "worker"},
+    "journal": {"pool"},
     "worker": GROUND | EDGES | {"settings", "job"},
-    "master": GROUND | EDGES | {"settings", "job", "pool", "worker"},
+    "master": GROUND | EDGES | {"settings", "job", "pool", "worker", "remote", "journal"},
     "preforker": set(MODULES) - {"servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},
     "__init__": set(MODULES),
@@ -57,9 +59,10 @@ MAY_CALL = {
 
 # Wide excepts stand around user code, and each says so.
 WIDE = {
-    "master": {"_run_hook", "_log"},
+    "master": {"_run_hook"},
+    "journal": {"say"},
     "worker": {"_live"},
-    "servers": {"_work", "_serve", "_report"},
+    "servers": {"_prefork_work", "_prefork_serve", "_prefork_report", "_begin_counted"},
     "listeners": {"listen"},
 }
 
@@ -113,8 +116,8 @@ def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
 
 def test_the_core_is_small_enough_to_read() -> None:
     lines = {path.stem: path.read_text().count("\n") for path in PACKAGE.glob("*.py")}
-    assert sum(lines.values()) <= 3000, lines
-    assert max(lines.values()) <= 500, lines
+    assert sum(lines.values()) <= 3200, lines
+    assert max(lines.values()) <= 400, lines
 
 
 def _loaded_by(statement: str) -> set[str]:

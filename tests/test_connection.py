@@ -205,7 +205,10 @@ def test_a_slow_reader_of_a_file_is_given_up(worker: Worker, tmp_path: Path) -> 
 # When the worker is to go
 
 
-def test_a_client_that_was_answered_and_is_silent_reads_as_the_end(worker: Worker) -> None:
+def test_a_client_that_was_answered_and_is_silent_reads_as_the_end(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefork_server.connection._FAREWELL", 4 * PAUSE)
     ours, theirs = worker.connect()
     with ours, theirs:
         theirs.sendall(b"ask")
@@ -236,13 +239,37 @@ def test_who_has_begun_to_ask_is_waited_for(worker: Worker) -> None:
 def test_who_has_only_connected_gets_a_second(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.connection._FIRST_BYTE", 4 * PAUSE)
+    monkeypatch.setattr("prefork_server.connection._FAREWELL", 4 * PAUSE)
     worker.retire()
     ours, theirs = worker.connect()
     with ours, theirs:
         assert ours.recv(10) == b""
         later(lambda: theirs.sendall(b"at last"), after=PAUSE)
         assert ours.recv(10) == b"at last"
+
+
+def test_who_answers_a_question_of_the_worker_is_heard_even_then(worker: Worker) -> None:
+    ours, theirs = worker.connect()
+    with ours, theirs:
+        theirs.sendall(b"may I?")
+        assert ours.recv(10) == b"may I?"
+        ours.sendall(b"go on")  # as in 100-continue, or SMTP's 354
+        worker.retire()
+        later(lambda: theirs.sendall(b"the body"))
+        assert ours.recv(10) == b"the body"
+
+
+def test_a_default_timeout_of_the_program_does_not_hide_below_ours(worker: Worker) -> None:
+    socket.setdefaulttimeout(60)
+    try:
+        ours, theirs = worker.connect(patience=5 * PAUSE)
+    finally:
+        socket.setdefaulttimeout(None)
+    with ours, theirs:
+        assert os.get_blocking(ours.fileno())
+        with pytest.raises(TimeoutError):
+            ours.recv(1)
+        assert worker.beats >= 4
 
 
 def test_a_reply_is_finished_even_then(worker: Worker) -> None:

@@ -270,3 +270,58 @@ def test_the_accept_loop_serves_its_listeners_and_ends_gracefully(start: Starter
     assert server.ask(b"hello") == b"HELLO"
     server.quit()
     assert server.count("left the accept loop") == 2
+
+
+def test_it_can_run_again_and_each_run_is_waited_for_anew(start: Starter) -> None:
+    server = start("""
+        def work(master):
+            if os.path.exists("second"):
+                time.sleep(0.3)
+            master.wait(60)
+
+        def slow(master):
+            if os.path.exists("second"):
+                time.sleep(0.3)
+
+        os.chdir(os.path.dirname(__file__))
+        preforker = Preforker(work, workers=1, after_fork=slow)
+        for attempt in (1, 2):
+            thread = threading.Thread(target=preforker.run)
+            thread.start()
+            while not preforker._remote._thread:
+                time.sleep(0.001)
+            began = time.monotonic()
+            assert preforker.wait_ready(20)
+            print("ready after %.1fs" % (time.monotonic() - began), flush=True)
+            preforker.shutdown()
+            preforker.shutdown()  # what is over stays over, and is no order for the next run
+            thread.join()
+            open("second", "w").close()
+        print("ran twice", flush=True)
+    """)
+    server.saw("ran twice")
+    first, second = (float(m[1]) for m in server.saw(r"ready after (.*)s", times=2))
+    assert second >= 0.3 > first
+
+
+def test_whoever_waits_is_told_when_the_start_fails(start: Starter) -> None:
+    server = start("""
+        blocker = socket.create_server(("127.0.0.1", 0))
+        preforker = Preforker(lambda master: None, listen=blocker.getsockname())
+        threading.excepthook = lambda args: os.write(1, f"raised {args.exc_value}\\n".encode())
+        threading.Thread(target=preforker.run).start()
+        os.write(1, f"ready: {preforker.wait_ready(20)}\\n".encode())
+        preforker.shutdown()
+        blocker.close()
+    """)
+    server.saw("ready: False")
+    server.saw("raised cannot listen on 127.0.0.1:.* in use .is another server running there")
+    assert server.wait() == 0
+
+
+def test_a_server_started_with_nohup_stays_when_the_terminal_goes(start: Starter) -> None:
+    server = start("    signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + LOOP).all_ready(2)
+    server.signal(signal.SIGHUP)
+    server.signal(signal.SIGTTIN)
+    server.saw("worker=3 began")
+    assert server.count("SIGHUP") == 0

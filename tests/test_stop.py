@@ -25,7 +25,7 @@ HELD = """
             data = self.request.recv(65536)
             self.request.sendall(b"%d\\n" % os.getpid())
             while not select.select([self.request], [], [], 0.1)[0]:
-                self.server.master.wants_me_alive()
+                current_master().wants_me_alive()
             self.request.sendall(data)
 """
 
@@ -93,6 +93,7 @@ def test_two_hundred_who_wait_in_the_queue_get_two_hundred_full_replies(
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.timeout(600)
 def test_a_stop_under_fire_loses_nobody(start: Starter, kind: str) -> None:
     lost = served = 0
     for _ in range(STOPS):
@@ -112,9 +113,12 @@ def test_a_stop_under_fire_loses_nobody(start: Starter, kind: str) -> None:
 def test_workers_that_retire_under_fire_lose_nobody(start: Starter) -> None:
     server = start("""
         class Brief(Echo):
+            served = 0
+
             def handle(self):
                 super().handle()
-                if self.server.master._own_words[self.server.master._requests] >= 20:
+                Brief.served += 1
+                if Brief.served == 20:
                     sys.exit()
 
         serve(Brief, workers=4)
@@ -197,7 +201,7 @@ def test_a_worker_that_blocks_term_is_killed_a_second_later(start: Starter) -> N
 
         Preforker(work, workers=1).run()
     """)
-    server.expect_error("not gone 30s after it was told to")
+    server.expect_error("not gone after TERM, killing")
     server.saw("deaf")
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
@@ -211,6 +215,36 @@ def test_past_graceful_timeout_the_rest_is_killed(start: Starter) -> None:
         assert server.quit() == 0
         assert client.recv(10) == b""
     server.saw(r"not gone 0.5s after it was told to, killing; \d")
+
+
+@pytest.mark.parametrize("bases", ["{0}, PreforkMixIn", "PreforkMixIn, {0}"])
+@pytest.mark.parametrize("other", ["ThreadingMixIn", "ForkingMixIn"])
+@pytest.mark.parametrize("told", ["stop", "retire"])
+def test_what_threads_and_forks_of_a_worker_serve_is_finished(
+    start: Starter, bases: str, other: str, told: str
+) -> None:
+    server = start(
+        HELD
+        + f"""
+    class Server({bases.format("socketserver." + other)}, socketserver.TCPServer):
+        settings = Settings(workers=1)
+        daemon_threads = True
+
+    serve(Held, Server)
+    """
+    ).all_ready(1)
+    with hold(server) as first, hold(server) as second:  # one worker serves both at once
+        worker = server.workers()[0]
+        if told == "stop":
+            server.signal(signal.SIGQUIT)
+        else:
+            server.signal(signal.SIGQUIT, worker)
+            server.saw("forked", times=2)
+        for client in (first, second):
+            client.sendall(b"go")
+            assert read_all(client) == b"held"
+    server.saw(rf"pid={worker} reaped: exit code 0")
+    server.quit()
 
 
 def test_a_handler_in_the_middle_of_its_work_is_not_interrupted(start: Starter) -> None:

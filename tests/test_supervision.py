@@ -81,6 +81,40 @@ def test_a_worker_that_stops_asking_is_killed_and_the_log_says_where_it_hung(
     server.saw("forked", times=3)
 
 
+def test_a_worker_that_recovered_and_hangs_again_is_named_with_the_second_place(
+    start: Starter,
+) -> None:
+    server = start("""
+        def work(master):
+            time.sleep(0.55)  # asked where it is, and just in time
+            master.wants_me_alive()
+            time.sleep(1000)  # line X
+
+        Preforker(work, workers=1, timeout=0.5).run()
+    """)
+    server.expect_error("silent for more than", "killed by SIGKILL")
+    source = (start.directory / "app0.py").read_text().splitlines()
+    at = next(n for n, line in enumerate(source, 1) if "line X" in line)
+    server.saw(rf"silent for more than 0.5s at .*app0.py:{at} in work, killing")
+
+
+def test_a_handler_of_the_programs_own_that_raises_leaves_nobody(start: Starter) -> None:
+    server = start("""
+        def too_late(*_):
+            raise TimeoutError("of the program's own")
+
+        signal.signal(signal.SIGALRM, too_late)
+        signal.setitimer(signal.ITIMER_REAL, 0.3, 0.001)
+        try:
+            serve(Echo, workers=50)
+        except TimeoutError as error:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            print("raised", error, flush=True)
+    """)
+    server.saw("raised of the program's own")
+    server.wait()  # and the end of the test proves that nobody is left
+
+
 def test_one_that_hears_no_signal_is_killed_all_the_same(start: Starter) -> None:
     server = start(FATES + "    serve(Fate, workers=1, timeout=0.5)").ready()
     server.expect_error("silent for more than", "killed by SIGKILL")

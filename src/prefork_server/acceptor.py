@@ -91,6 +91,11 @@ class Acceptor:
         self._complained_ns = 0
         self._enlist()
 
+    @property
+    def resting(self) -> bool:
+        """Whether it looks at nobody for a while, though somebody may wait."""
+        return self._resting_until_ns > 0
+
     def wait(self, seconds: float) -> socket.socket | None:
         """A listener on which somebody waits; None when the time is over, or something
         happened that the caller should look at."""

@@ -18,11 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-_FRESH: Final = 0  # nothing was said yet
-_ASKED: Final = 1  # the client spoke last: a request has begun
-_ANSWERED: Final = 2  # the worker spoke last: the client may be idle for ever
-
-_FIRST_BYTE = 1.0  # seconds a retiring worker waits for somebody who has only just connected
+_FAREWELL = 1.0  # seconds a retiring worker waits for a client that has asked for nothing
 _CHUNK = 1 << 20  # bytes of a file per system call
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _WAITALL: Final = int(socket.MSG_WAITALL)
@@ -71,22 +67,25 @@ class Connection(socket.socket):
     means for ever, and never costs the worker its life. With 0 it is an ordinary
     non-blocking socket.
 
-    What an operation raises has the attribute ``by_client``: it is the client who is
-    gone, or silent, and not the handler that is wrong.
+    A ``ConnectionError`` or ``TimeoutError`` of it has the attribute ``by_client``: it is
+    the client who is gone, or silent, and not the handler that is wrong.
 
-    When the worker is told to finish, a client that was answered and says nothing
-    more reads as end-of-file; one that has begun to ask is waited for as before.
+    When the worker is told to finish, a client that has just connected, or that spoke
+    before the worker did, has one second to say more; then it reads as end-of-file. One
+    that spoke last has begun to ask, and is waited for as before.
     """
 
-    __slots__ = ("_patience", "_state", "_vigil")
+    __slots__ = ("_asked", "_patience", "_vigil")
 
     def __init__(
         self, family: int, kind: int, proto: int, fileno: int, vigil: Vigil, patience: float | None
     ) -> None:
         super().__init__(family, kind, proto, fileno)  # plain ints: enums cost 2 microseconds
+        if socket.getdefaulttimeout() is not None:
+            super().settimeout(None)  # it would wait below us, without a beat
         self._vigil = vigil
         self._patience = patience
-        self._state = _FRESH
+        self._asked = False  # whether the client spoke last
 
     # Reading
 
@@ -227,11 +226,11 @@ class Connection(socket.socket):
                     if not self._wait(select.POLLIN):
                         return nothing
                 else:
-                    self._state = _ASKED
+                    self._asked = True
                     self._vigil.beat()
                     return result
-        except OSError as failure:
-            failure.by_client = True  # type: ignore[attr-defined]
+        except (ConnectionError, TimeoutError) as failure:
+            failure.by_client = True  # type: ignore[union-attr]
             raise
 
     def _write(self, operation: Callable[..., Any], flags: int, *args: Any) -> Any:
@@ -244,11 +243,11 @@ class Connection(socket.socket):
                         raise
                     self._wait(select.POLLOUT)
                 else:
-                    self._state = _ANSWERED
+                    self._asked = False
                     self._vigil.beat()
                     return result
-        except OSError as failure:
-            failure.by_client = True  # type: ignore[attr-defined]
+        except (ConnectionError, TimeoutError) as failure:
+            failure.by_client = True  # type: ignore[union-attr]
             raise
 
     def _wait(self, event: int) -> bool:
@@ -266,15 +265,15 @@ class Connection(socket.socket):
             if not over and vigil.is_over():
                 over = True
                 poll.unregister(vigil.bell)  # it has nothing more to say, and may ring on
-                if event == select.POLLIN and self._state != _ASKED:
-                    last = min(last, now if self._state == _ANSWERED else now + _FIRST_BYTE)
+                if event == select.POLLIN and not self._asked:
+                    last = min(last, now + _FAREWELL)
             pause = max(0.0, min(vigil.pause, last - now))
             ready = [found for found, _ in poll.poll(pause * 1000)]
             if fd in ready:
                 return True
             now = time.monotonic()
             if now >= last:
-                if over and event == select.POLLIN and self._state != _ASKED:
+                if over and event == select.POLLIN and not self._asked:
                     return False
                 raise TimeoutError("timed out")
             if ready:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from .listeners import Listener
@@ -32,6 +32,9 @@ class Hooks:
     after_fork: "Callable[[MasterHandle], object]" = nothing
     ready: Callable[[Sequence[str]], object] = nothing
     after_worker_exit: "Callable[[Death], object]" = nothing
+
+
+HOOKS = tuple(each.name for each in fields(Hooks))
 
 
 @dataclass(frozen=True)

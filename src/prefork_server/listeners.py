@@ -12,7 +12,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -143,6 +143,13 @@ class Listener:
         self._identity = _identity(self._path) if path else None
         self._owner = os.getpid()
 
+    def serve(self) -> None:
+        """From now on workers accept here, and this process shuts it."""
+        # Once and for all: the flag belongs to the open file description, which the
+        # workers share, and whoever loses the race for a connection must not wait.
+        self.socket.setblocking(False)
+        self._owner = os.getpid()
+
     @property
     def address(self) -> str:
         """Where it really listens: the port is known even if 0 was asked for."""
@@ -158,8 +165,7 @@ class Listener:
         under fire loses a connection.
         """
         if self.socket.family == socket.AF_UNIX:
-            self.unlink()
-            if self._path:
+            if self.unlink():
                 return
         else:
             program = array.array("B", _DROP_BARE_SYN)
@@ -175,12 +181,16 @@ class Listener:
         with suppress(OSError):  # the program closed it itself: nobody waits there
             self.socket.listen(0)
 
-    def unlink(self) -> None:
+    def unlink(self) -> bool:
         """Remove the path, unless it is somebody else's by now or we are a fork of its owner."""
-        if self._identity and self._owner == os.getpid():
-            with suppress(OSError):  # gone already, or not ours to remove any more
-                if _identity(self._path) == self._identity:
-                    os.unlink(self._path)
+        if not self._identity or self._owner != os.getpid():
+            return False
+        ours, self._identity = self._identity, None  # the number may soon be another file's
+        with suppress(OSError):  # gone already, or not ours to remove any more
+            if _identity(self._path) == ours:
+                os.unlink(self._path)
+                return True
+        return False
 
     def close(self) -> None:
         self.unlink()
@@ -220,10 +230,15 @@ def bind(sock: socket.socket, address: Address, backlog: int) -> Listener:
 
 
 def _bind_tcp(sock: socket.socket, address: Address, backlog: int) -> None:
+    # Both may say that it is in use: of two who start together, one is told by listen.
+    _while_in_use(lambda: sock.bind(address.name), address)
+    _while_in_use(lambda: sock.listen(backlog), address)
+
+
+def _while_in_use(step: Callable[[], None], address: Address) -> None:
     for left in reversed(range(_TRIES)):
         try:
-            sock.bind(address.name)
-            sock.listen(backlog)
+            step()
         except OSError as reason:
             if reason.errno != errno.EADDRINUSE or not left:
                 raise

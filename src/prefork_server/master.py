@@ -20,13 +20,15 @@ from typing import Any
 from .acceptor import Relay
 from .errors import BootError
 from .job import Job
+from .journal import Journal
 from .pool import Death, Plan, Pool, WorkerHandle
+from .remote import Remote
 from .reports import Reports
 from .scoreboard import SECOND, SINCE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
-from .signals import WHERE, Bell, Inbox, all_blocked
+from .signals import WHERE, Inbox, all_blocked
 from .titles import Title
-from .worker import Shared, become_worker, current_master, in_worker
+from .worker import Shared, become_worker
 
 HEARD = (
     signal.SIGHUP,
@@ -39,57 +41,6 @@ HEARD = (
     signal.SIGTTOU,
     signal.SIGWINCH,
 )
-
-
-class Remote:
-    """What any thread of the master's process may do: stop the server, and wait for it."""
-
-    def __init__(self) -> None:
-        self.stop_asked = False
-        self._settled = threading.Event()
-        self._over = threading.Event()
-        self._ready = False
-        self._lock = threading.Lock()
-        self._bell: Bell | None = None
-        self._thread: threading.Thread | None = None
-
-    def shut_down(self) -> None:
-        """Stop gracefully and wait for the end. Before the start it is kept in mind.
-
-        A worker, and a hook in the master's own thread, ask and do not wait.
-        """
-        if in_worker():
-            current_master()._ask_stop()
-            return
-        with self._lock:
-            self.stop_asked = True
-            if self._bell:
-                self._bell.ring()
-        if threading.current_thread() is not self._thread:
-            self._over.wait()
-
-    def wait_ready(self, timeout: float | None) -> bool:
-        """True when the first worker is ready; False if the time or the server ends before."""
-        return self._settled.wait(timeout) and self._ready
-
-    def begins(self, bell: Bell) -> None:
-        self._over.clear()
-        self._settled.clear()
-        with self._lock:
-            self._ready = False
-            self._bell = bell
-            self._thread = threading.current_thread()
-
-    def is_ready(self) -> None:
-        self._ready = True
-        self._settled.set()
-
-    def ends(self) -> None:
-        with self._lock:  # nobody may ring a descriptor that is about to be somebody else's
-            self._bell = self._thread = None
-            self.stop_asked = False
-        self._settled.set()
-        self._over.set()
 
 
 class Master:
@@ -105,6 +56,8 @@ class Master:
         self._relay = Relay()
         self._reports = Reports()
         self._title = Title(job.app_name)
+        self._journal = Journal(job.logger, self._pid)
+        self._say = self._journal.say
         self._life, self._lifeline = os.pipe()
         _lifelines.add(self._lifeline)
         self._pidfds: dict[int, int] = {}
@@ -123,13 +76,10 @@ class Master:
 
     def run(self) -> None:
         """Raises BootError if no worker of the first generation gets ready."""
-        self._remote.begins(self._inbox.bell)
         try:
             for listener in self._job.listeners:
-                # Once and for all: the flag belongs to the open file description, which the
-                # workers share, and whoever loses the race for a connection must not wait.
-                listener.socket.setblocking(False)
-            with self._inbox.hearing(HEARD):
+                listener.serve()
+            with self._remote.ringing(self._inbox.bell), self._inbox.hearing(HEARD):
                 if threading.current_thread() is threading.main_thread():
                     self._title.show("master")
                 try:
@@ -137,7 +87,6 @@ class Master:
                 finally:
                     self._leave_nobody()
         finally:
-            self._remote.ends()
             self._release()
 
     def _supervise(self) -> None:
@@ -175,7 +124,7 @@ class Master:
             self._forget(worker)
             # It may have been woken for a connection that it did not live to take.
             self._relay.wake_one()
-            self._log_death(worker, death)
+            self._journal.death(worker, death)
             self._last_death = death
             self._run_hook("after_worker_exit", death)
 
@@ -188,7 +137,7 @@ class Master:
 
     def _dead(self) -> Iterator[tuple[WorkerHandle, int | None]]:
         """The workers that are gone, with their exit codes; None: somebody else reaped it."""
-        if os.getpid() == 1:
+        if self._pid == 1 and threading.current_thread() is threading.main_thread():
             yield from self._dead_as_init()
         for worker in self._pool:
             try:
@@ -208,28 +157,7 @@ class Master:
                 if pid in workers:
                     yield workers[pid], os.waitstatus_to_exitcode(status)
                 else:
-                    self._log(logging.DEBUG, "stranger", None, "reaped a stranger, pid=%d", pid)
-
-    def _log_death(self, worker: WorkerHandle, death: Death) -> None:
-        level = logging.INFO if death.expected else logging.ERROR
-        if death.status == 0 and not death.expected:
-            level = logging.WARNING
-        report = death.report
-        if death.killed:
-            report = ""  # it was logged before the kill
-        elif self._last_death and report and report == self._last_death.report:
-            report = "(with the same traceback as the one before)"
-        self._log(
-            level,
-            "reaped",
-            worker,
-            "reaped%s: %s; age=%.1fs requests=%d%s",
-            "" if death.booted else " before it was ready",
-            death,
-            death.age,
-            death.requests,
-            report and f"\n{report}",
-        )
+                    self._say(logging.DEBUG, "stranger", None, "reaped a stranger, pid=%d", pid)
 
     def _is_done(self) -> bool:
         """Whether nothing is left to do. Raises BootError if that is because nothing works."""
@@ -240,7 +168,7 @@ class Master:
             self._stop("shutdown() was called", hurry=False)
         if self._pool.stopping:
             if not len(self._pool):
-                self._log(logging.INFO, "stopped", None, "stopped")
+                self._say(logging.INFO, "stopped", None, "stopped")
             return not len(self._pool)
         if self._pool.any_ready() and not self._announced:
             self._announce()
@@ -250,7 +178,7 @@ class Master:
         self._announced = True
         addresses = [listener.address for listener in self._job.listeners]
         where = f", listening on {', '.join(addresses)}" if addresses else ""
-        self._log(logging.INFO, "ready", None, "ready%s", where)
+        self._say(logging.INFO, "ready", None, "ready%s", where)
         self._run_hook("ready", addresses)
         self._remote.is_ready()
 
@@ -259,10 +187,16 @@ class Master:
     def _carry_out(self, plan: Plan, now_ns: int) -> None:
         for worker in plan.suspect:
             self._pool.suspected(worker, now_ns)
+            self._reports.take(worker.slot)  # from an earlier suspicion it may have outlived
             self._signal(worker, WHERE)
         for worker in plan.kill:
             self._pool.killed(worker)
-            self._log_kill(worker, now_ns)
+            self._journal.kill(
+                worker,
+                self._fault(worker, now_ns),
+                self._company(worker, now_ns),
+                self._reports.read(worker.slot),
+            )
             self._signal(worker, signal.SIGKILL)
         for worker in plan.end:
             self._pool.told_to_end(worker, now_ns)
@@ -270,20 +204,19 @@ class Master:
         for worker in plan.retire:
             self._pool.told_to_retire(worker, now_ns)
             if not self._pool.stopping:
-                self._log(logging.INFO, "retiring", worker, "no longer wanted, retiring")
+                self._say(logging.INFO, "retiring", worker, "no longer wanted, retiring")
             # The scoreboard says what is wanted of it; this only wakes it up.
             self._signal(worker, signal.SIGQUIT)
         for slot in plan.fork:
             if not self._fork(slot):
                 break
 
-    def _log_kill(self, worker: WorkerHandle, now_ns: int) -> None:
+    def _fault(self, worker: WorkerHandle, now_ns: int) -> str:
+        """Why it is killed."""
         settings = self._job.settings
-        stack = self._reports.read(worker.slot)
-        place = _innermost(stack)
-        since_ns = self._board.get(worker.slot, SINCE)
-        peer = self._board.peer(worker.slot)
-        if worker.kill_ns <= now_ns:
+        if worker.ending and worker.kill_ns <= now_ns:
+            fault = "not gone after TERM"
+        elif worker.kill_ns <= now_ns:
             fault = f"not gone {settings.graceful_timeout:g}s after it was told to"
         elif not self._pool.ready(worker):
             fault = f"not ready for more than {settings.boot_timeout:g}s"
@@ -291,18 +224,15 @@ class Master:
             fault = "silent for longer than it announced"
         else:
             fault = f"silent for more than {settings.timeout:g}s"
-        self._log(
-            logging.ERROR,
-            "killed",
-            worker,
-            "%s%s, killing%s%s",
-            fault,
-            f" at {place}" if place else "",
-            f"; {max(0, now_ns - since_ns) / SECOND:.1f}s with {peer or 'a client'}"
-            if since_ns
-            else "",
-            f"\n{stack}" if stack else "",
-        )
+        return fault
+
+    def _company(self, worker: WorkerHandle, now_ns: int) -> str:
+        """Whom it was serving, and for how long."""
+        since_ns = self._board.get(worker.slot, SINCE)
+        if not since_ns:
+            return ""
+        busy = max(0, now_ns - since_ns) / SECOND
+        return f"; {busy:.1f}s with {self._board.peer(worker.slot) or 'a client'}"
 
     def _signal(self, worker: WorkerHandle, signum: int) -> None:
         with suppress(ProcessLookupError):  # it died first: _reap will find it
@@ -332,9 +262,11 @@ class Master:
                     pid = os.fork()
                 if pid == 0:
                     self._become(slot, mask)
+                # Known before any handler of the program's can run, and raise.
+                worker = self._pool.forked(slot, pid, forked_ns)
         except OSError as error:
             delay = self._pool.fork_failed(forked_ns)
-            self._log(
+            self._say(
                 logging.ERROR,
                 "fork_failed",
                 None,
@@ -343,12 +275,11 @@ class Master:
                 delay,
             )
             return False
-        worker = self._pool.forked(slot, pid, forked_ns)
         with suppress(OSError):  # an old kernel, or no descriptors left: a tick finds out, too
             pidfd = os.pidfd_open(pid)
             self._pidfds[pid] = pidfd
             self._inbox.watch(pidfd)
-        self._log(logging.INFO, "forked", worker, "forked")
+        self._say(logging.INFO, "forked", worker, "forked")
         return True
 
     def _become(self, slot: int, mask: set[int]) -> None:
@@ -375,7 +306,7 @@ class Master:
         names = [thread.name for thread in threading.enumerate() if thread not in ours]
         if names and not self._warned:
             self._warned = True
-            self._log(
+            self._say(
                 logging.WARNING,
                 "threads",
                 None,
@@ -404,7 +335,7 @@ class Master:
         if not self._pool.stopping or (hurry and not self._pool.hurried):
             how = "now" if hurry else "gracefully"
             count = len(self._pool)
-            self._log(
+            self._say(
                 logging.INFO, "stopping", None, "%s: stopping %d workers %s", reason, count, how
             )
         if not self._pool.stopping:
@@ -423,7 +354,7 @@ class Master:
             self._pool.killed(worker)
             self._signal(worker, signal.SIGKILL)
         while len(self._pool):
-            for worker, status in list(self._dead()):
+            for worker, status in self._dead():
                 self._pool.died(worker, status, "", time.monotonic_ns())
                 self._forget(worker)
             self._inbox.wait(0.01)
@@ -438,46 +369,12 @@ class Master:
         self._reports.close()
         self._board.close()
 
-    # Speaking
-
     def _run_hook(self, name: str, *args: Any) -> None:
         hook: Callable[..., object] = getattr(self._job.hooks, name)
         try:
             hook(*args)
         except Exception:  # user code: its errors are logged and change nothing
-            self._log(logging.ERROR, "hook_failed", None, "%s failed", name, exc_info=True)
-
-    def _log(
-        self,
-        level: int,
-        event: str,
-        worker: WorkerHandle | None,
-        message: str,
-        *args: object,
-        exc_info: bool = False,
-    ) -> None:
-        who = str(worker) if worker else f"master pid={os.getpid()}"
-        extra = {
-            "event": event,
-            "worker": worker.slot if worker else None,
-            "pid": worker.pid if worker else os.getpid(),
-        }
-        try:
-            self._job.logger.log(level, f"%s {message}", who, *args, extra=extra, exc_info=exc_info)
-        except Exception:  # a handler of the user's: the workers must not suffer for it
-            with suppress(OSError, ValueError, AttributeError):
-                sys.stderr.write(f"{who}: the log handler failed for {event}\n")
-
-
-def _innermost(stack: str) -> str:
-    """``app.py:12 in handle``, from what faulthandler wrote of the main thread."""
-    current = stack.partition("Current thread")[2] or stack
-    for line in current.splitlines():
-        parts = line.strip().split('"')
-        if len(parts) == 3 and parts[0] == "File ":
-            number, _, function = parts[2].removeprefix(", line ").partition(" in ")
-            return f"{parts[1]}:{number} in {function}"
-    return ""
+            self._say(logging.ERROR, "hook_failed", None, "%s failed", name, exc_info=True)
 
 
 def _in_terminal() -> bool:

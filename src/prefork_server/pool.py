@@ -111,8 +111,8 @@ class _Slot:
 class Pool:
     """The workers of one master.
 
-    ``wanted`` is how many there should be, 0 to ``limit``. ``chance`` returns a
-    float between 0 and 1, as ``random.random`` does.
+    ``wanted`` is how many there should be, from 0 to half the scoreboard's capacity.
+    ``chance`` returns a float between 0 and 1, as ``random.random`` does.
     """
 
     settings: Settings

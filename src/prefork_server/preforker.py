@@ -7,8 +7,9 @@ from typing import Unpack
 from .job import Hooks, Job, nothing
 from .listeners import AddressLike, Listener, listen, parse_all
 from .logfiles import logger_named, speaking
-from .master import Master, Remote
+from .master import Master
 from .pool import Death
+from .remote import Remote
 from .settings import Settings, SettingsKeywords, settle
 from .worker import MasterHandle
 
@@ -56,7 +57,7 @@ class Preforker:
         the main thread it hears no signals.
         """
         listeners: list[Listener] = []
-        with speaking(self._logger):
+        with self._remote.running(), speaking(self._logger):
             try:
                 for address in self._addresses:
                     listeners.append(listen(address))  # noqa: PERF401 - those before are closed

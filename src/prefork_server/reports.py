@@ -28,9 +28,8 @@ class Reports:
 
     def take(self, slot: int) -> str:
         """Read, and wipe for the next worker in this slot."""
-        raw = self._stretch(slot)
-        if raw.rstrip(b"\0"):
-            os.pwrite(self._fd, bytes(len(raw)), slot * _STRETCH)
+        raw = self._stretch(slot).rstrip(b"\0")
+        os.pwrite(self._fd, bytes(len(raw)), slot * _STRETCH)
         return _clean(raw.strip(b"\0"))
 
     def close(self) -> None:
@@ -38,6 +37,11 @@ class Reports:
 
     def _stretch(self, slot: int) -> bytes:
         return os.pread(self._fd, _STRETCH, slot * _STRETCH)
+
+
+def leave_report(fd: int, text: str) -> None:
+    """In the worker: write what the master should read, into its own stretch and no further."""
+    os.write(fd, text.encode("utf-8", "backslashreplace")[:_LONGEST])
 
 
 def _clean(raw: bytes) -> str:

@@ -7,13 +7,14 @@ supervised multi-process one; the servers here are the standard library's with i
 import os
 import socket
 import socketserver
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Unpack
 
 from .errors import ConfigError
-from .job import Hooks, Job, nothing
+from .job import HOOKS, Hooks, Job, nothing
 from .listeners import (
     BACKLOG,
     Address,
@@ -26,7 +27,8 @@ from .listeners import (
     unix_address,
 )
 from .logfiles import logger_named, speaking
-from .master import Master, Remote
+from .master import Master
+from .remote import Remote
 from .settings import Settings, SettingsKeywords, settle
 from .worker import MasterHandle
 
@@ -57,12 +59,17 @@ class PreforkMixIn(_Base):
 
     settings: Settings = Settings()
     master: MasterHandle
-    _listener: Listener | None = None
+    _prefork_listener: Listener | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.serve_forever is socketserver.BaseServer.serve_forever:
+            raise TypeError(f"{cls.__name__}: PreforkMixIn goes before the server class")
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         if settings is not None:
             self.settings = settings
-        self._remote = Remote()
+        self._prefork_remote = Remote()
         # The standard library's own defaults (a queue of 5, and 60 s before a port can be
         # had again) are for another kind of server; any other class means what it says.
         for name, value in (("request_queue_size", BACKLOG), ("allow_reuse_address", True)):
@@ -78,13 +85,18 @@ class PreforkMixIn(_Base):
         ``poll_interval`` is there for compatibility: nothing is polled for. Raises
         ConfigError for settings that cannot be, BootError if no worker gets ready.
         """
-        settings = self._settled()
         logger = logger_named(None)
-        name = settings.app_name or type(self).__name__
-        listener = self._listener or adopt(self.socket)
-        hooks = Hooks(*map(self._hook, ("before_fork", "after_fork", "ready", "after_worker_exit")))
-        with speaking(logger):
-            Master(Job(settings, name, logger, self._work, [listener], hooks), self._remote).run()
+        with self._prefork_remote.running(), speaking(logger):
+            settings = self._prefork_settled()
+            job = Job(
+                settings=settings,
+                app_name=settings.app_name or type(self).__name__,
+                logger=logger,
+                work=self._prefork_work,
+                listeners=[self._prefork_listening()],
+                hooks=Hooks(**{name: self._prefork_hook(name) for name in HOOKS}),
+            )
+            Master(job, self._prefork_remote).run()
 
     def shutdown(self) -> None:
         """Stop the server gracefully; returns when ``serve_forever()`` is about to.
@@ -92,20 +104,35 @@ class PreforkMixIn(_Base):
         May be called from any thread, and, unlike the standard library's, from a
         handler: in a worker it asks the master, and returns at once.
         """
-        self._remote.shut_down()
+        self._prefork_remote.shut_down()
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait, in another thread than ``serve_forever()``, until the first worker is ready.
 
         False if the time (seconds) is over, or the server ended, before.
         """
-        return self._remote.wait_ready(timeout)
+        return self._prefork_remote.wait_ready(timeout)
 
-    def _settled(self) -> Settings:
+    def _prefork_listening(self) -> Listener:
+        sock = self.socket
+        if sock.fileno() < 0:
+            raise ConfigError("this server has served already, and is closed; make a new one")
+        if sock.type != socket.SOCK_STREAM:
+            raise ConfigError(f"stream servers only, and {type(self).__name__} has a {sock.type!r}")
+        if type(sock) is not socket.socket:
+            # socket.accept() below an SSLSocket would speak plain text on a TLS port.
+            raise ConfigError(
+                f"the listener must be a plain socket, not a {type(sock).__name__}: "
+                "wrap each connection instead, in get_request()"
+            )
+        listener = self._prefork_listener
+        return listener if listener and listener.socket is sock else adopt(sock)
+
+    def _prefork_settled(self) -> Settings:
         # Under the mix-in alone a client may be silent for as long as the class had it.
         return settle(self.settings, {}, client_timeout=None)
 
-    def _hook(self, name: str) -> Callable[..., object]:
+    def _prefork_hook(self, name: str) -> Callable[..., object]:
         """A hook as the user's classes define it. The foreign class behind the mix-in may
         have something of its own by that name, which is not meant."""
         ours = takewhile(lambda cls: cls is not PreforkMixIn, type(self).__mro__)
@@ -116,31 +143,35 @@ class PreforkMixIn(_Base):
 
     # In the worker
 
-    def _work(self, master: MasterHandle) -> None:
+    def _prefork_work(self, master: MasterHandle) -> None:
         self.master = master
         acceptor = master._accepting()
+        settings = self._prefork_settled()
         # An overridden get_request is the class's own business, and is asked; the
         # standard one is replaced by an accept that makes a Connection.
         foreign = type(self).get_request is not socketserver.TCPServer.get_request
+        elsewhere = _Elsewhere(self)
         for listener in master._waiting(self.service_actions):
             try:
-                if foreign:
-                    taken = self.get_request()
-                    acceptor.took(taken[0])
-                else:
-                    found = acceptor.accept(listener)
-                    if found is None:
-                        continue
-                    taken = found
+                taken = self.get_request() if foreign else acceptor.accept(listener)
             except OSError as error:
                 acceptor.failed(error)
             except Exception:  # user code, before there is anybody to answer
                 master.logger.exception("get_request failed", extra={"event": "request_failed"})
             else:
+                if taken is None:
+                    continue
+                if foreign:
+                    acceptor.took(taken[0])
                 master._took(taken[1])
-                self._serve(master, *taken)
+                if foreign and settings.timeout and settings.client_timeout:
+                    # Reading from it and writing to it gives no signs of life.
+                    master.wants_me_alive(max(settings.timeout, settings.client_timeout))
+                self._prefork_serve(master, *taken)
+        while elsewhere.is_busy():
+            master._beat()
 
-    def _serve(self, master: MasterHandle, request: Any, peer: Any) -> None:
+    def _prefork_serve(self, master: MasterHandle, request: Any, peer: Any) -> None:
         """One connection, and nothing that happens in it ends the worker, or the loop."""
         try:
             if self.verify_request(request, peer):
@@ -152,7 +183,7 @@ class PreforkMixIn(_Base):
             if isinstance(error, SystemExit):
                 master.retire()
             else:
-                self._report(master, request, peer, error)
+                self._prefork_report(master, request, peer, error)
             try:
                 self.shutdown_request(request)
             except Exception:
@@ -160,7 +191,9 @@ class PreforkMixIn(_Base):
                 with suppress(Exception):
                     request.close()
 
-    def _report(self, master: MasterHandle, request: Any, peer: Any, error: BaseException) -> None:
+    def _prefork_report(
+        self, master: MasterHandle, request: Any, peer: Any, error: BaseException
+    ) -> None:
         text = address_text(peer) if peer else "a client"
         extra = {"event": "request_failed", "worker": master.slot, "pid": os.getpid()}
         if getattr(error, "by_client", False):
@@ -172,6 +205,52 @@ class PreforkMixIn(_Base):
                 self.handle_error(request, peer)
             except Exception:
                 master.logger.exception("handle_error failed for %s", text, extra=extra)
+
+
+class _Elsewhere:
+    """Requests that ThreadingMixIn or ForkingMixIn serve besides the accept loop.
+
+    Nobody joins the daemon threads of ThreadingHTTPServer, for one. But who has begun
+    is to be finished, so the worker waits for them before it goes.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._children = server if isinstance(server, socketserver.ForkingMixIn) else None
+        self._count = 0
+        self._changed = threading.Condition()
+        if isinstance(server, socketserver.ThreadingMixIn):
+            self._begin, self._serve = server.process_request, server.process_request_thread
+            vars(server)["process_request"] = self._begin_counted
+            vars(server)["process_request_thread"] = self._serve_counted
+
+    def _begin_counted(self, request: Any, peer: Any) -> None:
+        self._add(1)  # it is under way before its thread is
+        try:
+            self._begin(request, peer)
+        except BaseException:
+            self._add(-1)
+            raise
+
+    def _serve_counted(self, request: Any, peer: Any) -> None:
+        try:
+            self._serve(request, peer)
+        finally:
+            self._add(-1)
+
+    def _add(self, number: int) -> None:
+        with self._changed:
+            self._count += number
+            self._changed.notify_all()
+
+    def is_busy(self) -> bool:
+        """Whether somebody is still being served; waits for a moment if so."""
+        if self._children and self._children.active_children:
+            self._children.collect_children()
+        with self._changed:
+            forked = bool(self._children and self._children.active_children)
+            if self._count or forked:
+                self._changed.wait(0.05)
+            return bool(self._count) or forked
 
 
 class _OwnServer(PreforkMixIn):
@@ -187,7 +266,7 @@ class _OwnServer(PreforkMixIn):
         settings: Settings | None = None,
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
-        address = self._checked(server_address)
+        address = self._prefork_checked(server_address)
         settled = settle(self.settings if settings is None else settings, keywords)
         if type(self).address_family == socket.AF_INET:
             self.address_family = address.family
@@ -195,25 +274,25 @@ class _OwnServer(PreforkMixIn):
 
     def server_bind(self) -> None:
         """Bind and listen. Raises BindError; an address in use is tried for 2 s."""
-        address = self._checked(self.server_address)
+        address = self._prefork_checked(self.server_address)
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if getattr(self, "allow_reuse_port", False):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._listener = bind(self.socket, address, self.request_queue_size)
+        self._prefork_listener = bind(self.socket, address, self.request_queue_size)
         self.server_address = self.socket.getsockname()
 
     def server_close(self) -> None:
         """Close the listening socket, and remove its path if we made it."""
-        if self._listener:
-            self._listener.unlink()
+        if self._prefork_listener:
+            self._prefork_listener.unlink()
         super().server_close()
 
-    def _settled(self) -> Settings:
+    def _prefork_settled(self) -> Settings:
         return self.settings
 
     @staticmethod
-    def _checked(given: Any) -> Address:
+    def _prefork_checked(given: Any) -> Address:
         raise NotImplementedError
 
 
@@ -227,7 +306,7 @@ class PreforkTCPServer(_OwnServer, socketserver.TCPServer):
     """
 
     @staticmethod
-    def _checked(given: Any) -> Address:
+    def _prefork_checked(given: Any) -> Address:
         address = parse(given)
         if address.family == socket.AF_UNIX:
             raise ConfigError(f"{address} is for PreforkUnixStreamServer, this one serves TCP")
@@ -243,7 +322,7 @@ class PreforkUnixStreamServer(_OwnServer, socketserver.UnixStreamServer):
     """
 
     @staticmethod
-    def _checked(given: Any) -> Address:
+    def _prefork_checked(given: Any) -> Address:
         if isinstance(given, str):
             given = given.removeprefix("unix:")
         return unix_address(given)

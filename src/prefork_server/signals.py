@@ -101,6 +101,8 @@ class Inbox:
             yield
             return
         make_room_for_signals()  # the program may have enabled faulthandler
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            signums = set(signums) - {signal.SIGHUP}  # started with nohup: it is to stay
         before: dict[int, Handler] = {s: signal.signal(s, self.note) for s in signums}
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             # Inherited from whoever started us; the system would reap our workers itself.

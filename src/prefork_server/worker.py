@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from .acceptor import Acceptor, Relay
 from .connection import Connection, Vigil
 from .job import Job, nothing
-from .reports import Reports
+from .reports import Reports, leave_report
 from .scoreboard import (
     ASKS_STOP,
     DEADLINE,
@@ -104,11 +104,11 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     except SystemExit as asked:
         if asked.code is None or isinstance(asked.code, int):
             return (asked.code or 0) & 0xFF
-        os.write(report, str(asked.code).encode("utf-8", "backslashreplace"))
+        leave_report(report, str(asked.code))
         return 1
     except BaseException:
         # User code failed. The master logs what it reads here, once, however many fail alike.
-        os.write(report, traceback.format_exc().encode("utf-8", "backslashreplace"))
+        leave_report(report, traceback.format_exc())
         return 1
     finally:
         # _exit() flushes nothing, so we do; the reader may be gone.
@@ -129,7 +129,9 @@ def _follow(shared: Shared, master: "MasterHandle") -> None:
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETSIG, int(ORPHANED))
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-    if os.getppid() != shared.master_pid:  # it was gone before we were listening
+    end = select.poll()
+    end.register(fd, 0)  # POLLHUP is always told
+    if end.poll(0):  # it was gone before we were listening
         master._orphaned()
 
 
@@ -156,15 +158,14 @@ class MasterHandle:
         self._pause = min(1.0, (settings.timeout or 3.0) / 3)
         self._words = shared.board.words
         self._own_words = self._words  # what we write to; see _disown
-        self._at = {
-            field: shared.board.at(slot, field)
-            for field in (DEADLINE, WISH, LEAVING, READY, REQUESTS, SINCE, ASKS_STOP)
-        }
-        self._deadline = self._at[DEADLINE]
-        self._wish = self._at[WISH]
-        self._leaving = self._at[LEAVING]
-        self._requests = self._at[REQUESTS]
-        self._since = self._at[SINCE]
+        at = shared.board.at
+        self._deadline = at(slot, DEADLINE)
+        self._wish = at(slot, WISH)
+        self._leaving = at(slot, LEAVING)
+        self._ready = at(slot, READY)
+        self._requests = at(slot, REQUESTS)
+        self._since = at(slot, SINCE)
+        self._asks_stop = at(slot, ASKS_STOP)
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
         if job.listeners:
@@ -227,7 +228,8 @@ class MasterHandle:
     def retire(self) -> None:
         """Finish what is at hand, then go: ``wants_me_alive()`` is False from here on.
 
-        The master replaces this worker, as if it had died.
+        The master replaces this worker at once, and kills it if it is not gone after
+        ``graceful_timeout``.
         """
         self._go()
         self._master_bell.ring()
@@ -268,8 +270,9 @@ class MasterHandle:
             listener = acceptor.wait(quiet_since + _QUIET - now)
             if listener is not None:
                 yield listener
-                quiet_since = time.monotonic()
             now = time.monotonic()
+            if listener is not None or acceptor.resting:
+                quiet_since = now
 
     def _took(self, peer: Any) -> None:
         words = self._own_words
@@ -287,12 +290,12 @@ class MasterHandle:
 
     def _be_ready(self) -> None:
         self._beat()
-        self._own_words[self._at[READY]] = time.monotonic_ns()
+        self._own_words[self._ready] = time.monotonic_ns()
         self._master_bell.ring()
 
     def _ask_stop(self) -> None:
         """Ask the master to stop the whole server. Returns at once."""
-        self._own_words[self._at[ASKS_STOP]] = 1
+        self._own_words[self._asks_stop] = 1
         self._master_bell.ring()
 
     # How it works

@@ -1,0 +1,90 @@
+"""What the master says: one record for each event, greppable, with extra fields.
+
+``extra`` has ``event``, ``worker`` (its slot, or None) and ``pid``. A log handler that
+fails costs nobody anything.
+"""
+
+import logging
+import sys
+from contextlib import suppress
+
+from .pool import Death, WorkerHandle
+
+
+class Journal:
+    def __init__(self, logger: logging.Logger, master_pid: int) -> None:
+        self._logger = logger
+        self._master_pid = master_pid
+        self._last_report = ""
+
+    def say(
+        self,
+        level: int,
+        event: str,
+        worker: WorkerHandle | None,
+        message: str,
+        *args: object,
+        exc_info: bool = False,
+    ) -> None:
+        who = str(worker) if worker else f"master pid={self._master_pid}"
+        extra = {
+            "event": event,
+            "worker": worker.slot if worker else None,
+            "pid": worker.pid if worker else self._master_pid,
+        }
+        try:
+            self._logger.log(level, f"%s {message}", who, *args, extra=extra, exc_info=exc_info)
+        except Exception:  # a handler of the user's: the workers must not suffer for it
+            with suppress(OSError, ValueError, AttributeError):
+                sys.stderr.write(f"{who}: the log handler failed for {event}\n")
+
+    def kill(self, worker: WorkerHandle, fault: str, company: str, stack: str) -> None:
+        place = innermost(stack)
+        at = f" at {place}" if place else ""
+        self.say(
+            logging.ERROR,
+            "killed",
+            worker,
+            "%s%s, killing%s%s",
+            fault,
+            at,
+            company,
+            _below(stack),
+        )
+
+    def death(self, worker: WorkerHandle, death: Death) -> None:
+        level = logging.INFO if death.expected else logging.ERROR
+        if death.status == 0 and not death.expected:
+            level = logging.WARNING
+        report = death.report
+        if death.killed:
+            report = ""  # it was told before the kill
+        elif report and report == self._last_report:
+            report = "(with the same traceback as the one before)"
+        self._last_report = death.report
+        self.say(
+            level,
+            "reaped",
+            worker,
+            "reaped%s: %s; age=%.1fs requests=%d%s",
+            "" if death.booted else " before it was ready",
+            death,
+            death.age,
+            death.requests,
+            _below(report),
+        )
+
+
+def _below(text: str) -> str:
+    return text and f"\n{text}"
+
+
+def innermost(stack: str) -> str:
+    """``app.py:12 in handle``, from what faulthandler wrote of the main thread."""
+    current = stack.partition("Current thread")[2] or stack
+    for line in current.splitlines():
+        parts = line.strip().split('"')
+        if len(parts) == 3 and parts[0] == "File ":
+            number, _, function = parts[2].removeprefix(", line ").partition(" in ")
+            return f"{parts[1]}:{number} in {function}"
+    return ""
