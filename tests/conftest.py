@@ -27,6 +27,9 @@ PRELUDE = """\
 import os, signal, socket, socketserver, sys, time, threading
 from prefork_server import *
 
+def print(*words, **_):  # in one piece, however many processes write there
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 class Echo(socketserver.BaseRequestHandler):
     def handle(self):
         while data := self.request.recv(65536):

@@ -57,7 +57,7 @@ def ask_once(address: Address, word: bytes) -> str:
         client.settimeout(30)
         try:
             client.connect(address)
-        except (ConnectionRefusedError, FileNotFoundError):
+        except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
             return "refused"
         try:
             client.sendall(word)

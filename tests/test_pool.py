@@ -14,6 +14,7 @@ from prefork_server.scoreboard import (
     ASKS_STOP,
     DEADLINE,
     DRAIN,
+    DRAIN_ONCE,
     LEAVING,
     NEVER,
     READY,
@@ -921,3 +922,11 @@ def test_time_that_the_machine_slept_is_not_taken_from_a_graceful_end() -> None:
     pool.overslept(100 * SECOND)
     assert plan(pool, at=119).kill == NOTHING
     assert len(plan(pool, at=120).kill) == 1
+
+
+def test_a_door_that_stays_ajar_is_told_to_whoever_drains_the_queue() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    pool.stop(hurry=False, ajar=True)
+    pool.stop(hurry=False)  # again: the door is what it was
+    carry_out(pool)
+    assert [pool.board.get(slot, WISH) for slot in (1, 2)] == [DRAIN_ONCE, DRAIN_ONCE]

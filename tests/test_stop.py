@@ -8,6 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from prefork_server.listeners import Listener, listen, tcp_address
+
 from .conftest import Server, Starter, alive, eventually, read_all, title
 from .hammer import Hammer
 
@@ -36,6 +38,12 @@ def hold(server: Server) -> socket.socket:
     client.sendall(b"held")
     assert client.recv(100).strip().isdigit()
     return client
+
+
+def door_shuts(kind: str) -> bool:
+    """Whether nobody may be lost at all: the right to attach a filter to a TCP socket."""
+    with listen(tcp_address(("127.0.0.1", 0))).socket as probe:
+        return kind == "unix" or Listener(probe).shut_the_door()
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
@@ -89,7 +97,7 @@ def test_two_hundred_who_wait_in_the_queue_get_two_hundred_full_replies(
                 assert read_all(client) == b"%d" % number
             assert server.wait() == 0
             hammer.ended("refused", hammering)
-    assert hammer.counts["lost"] == 0
+    assert hammer.counts["lost"] <= (0 if door_shuts(kind) else 1)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
@@ -105,9 +113,8 @@ def test_a_stop_under_fire_loses_nobody(start: Starter, kind: str) -> None:
             hammer.ended("refused", 24)
         lost += hammer.counts["lost"]
         served += hammer.counts["served"]
-    # Without the right to attach a filter to its socket a TCP server may lose one in a few stops.
-    allowed = STOPS if kind == "tcp" and os.geteuid() else 0
-    assert lost <= allowed, f"{lost} of {served} lost in {STOPS} stops"
+    print(f"{kind}: {lost} of {served} lost in {STOPS} stops")
+    assert lost <= (0 if door_shuts(kind) else STOPS)
 
 
 def test_workers_that_retire_under_fire_lose_nobody(start: Starter) -> None:

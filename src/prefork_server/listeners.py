@@ -155,31 +155,28 @@ class Listener:
         """Where it really listens: the port is known even if 0 was asked for."""
         return address_text(self.socket.getsockname())
 
-    def shut_the_door(self) -> None:
-        """Let nobody else in, and keep everybody who waits already.
+    def shut_the_door(self) -> bool:
+        """Let nobody else in, and keep everybody who waits already. False: it stays ajar.
 
-        To close the socket at once would reset those. For a path: it is gone, so the
+        To close the socket at once would reset those who wait. A path is removed, so the
         next client is refused. For TCP the kernel drops who knocks now, unheard, until
-        the socket is closed a moment later and refuses them; where it does not let us
-        attach the filter, a backlog of 0 serves, through which one in a few stops
-        under fire loses a connection.
+        the socket is closed a moment later and refuses them. Where it does not let us
+        attach the filter, and for a path that is not ours, a backlog of 0 lets in one at
+        a time: who comes in at the very last moment may be lost.
         """
         if self.socket.family == socket.AF_UNIX:
             if self.unlink():
-                return
+                return True
         else:
             program = array.array("B", _DROP_BARE_SYN)
             where, _ = program.buffer_info()
-            instructions = len(_DROP_BARE_SYN) // 8
-            try:
-                fprog = struct.pack("HL", instructions, where)
+            fprog = struct.pack("HL", len(_DROP_BARE_SYN) // 8, where)
+            with suppress(OSError):  # not permitted: the backlog has to do
                 self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
-            except OSError:
-                pass  # not permitted: the backlog has to do
-            else:
-                return
+                return True
         with suppress(OSError):  # the program closed it itself: nobody waits there
             self.socket.listen(0)
+        return False
 
     def unlink(self) -> bool:
         """Remove the path, unless it is somebody else's by now or we are a fork of its owner."""

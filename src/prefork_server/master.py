@@ -251,29 +251,27 @@ class Master:
                 stream.flush()
         forked_ns = time.monotonic_ns()
         self._board.clear(slot, forked_ns + in_ns(self._job.settings.boot_timeout))
-        try:
-            # Until it has handlers of its own, a new worker would answer a signal by
-            # ringing our bell, which it shares. So none may reach it yet.
-            with all_blocked() as mask:
+        # Until it has handlers of its own, a new worker would answer a signal by
+        # ringing our bell, which it shares. So none may reach it yet. And it is known
+        # before any handler of the program's can run here, and raise.
+        with all_blocked() as mask:
+            try:
                 with warnings.catch_warnings():
                     # Since 3.12 Python warns of threads, and where warnings are errors the
                     # pid of the new worker would be lost. _warn_of_threads says it, too.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     pid = os.fork()
+            except OSError as error:
+                refusal = error.strerror
+            else:
+                refusal = None
                 if pid == 0:
                     self._become(slot, mask)
-                # Known before any handler of the program's can run, and raise.
                 worker = self._pool.forked(slot, pid, forked_ns)
-        except OSError as error:
+        if refusal:
             delay = self._pool.fork_failed(forked_ns)
-            self._say(
-                logging.ERROR,
-                "fork_failed",
-                None,
-                "cannot fork: %s, trying again in %.1fs",
-                error.strerror,
-                delay,
-            )
+            message = "cannot fork: %s, trying again in %.1fs"
+            self._say(logging.ERROR, "fork_failed", None, message, refusal, delay)
             return False
         with suppress(OSError):  # an old kernel, or no descriptors left: a tick finds out, too
             pidfd = os.pidfd_open(pid)
@@ -338,13 +336,14 @@ class Master:
             self._say(
                 logging.INFO, "stopping", None, "%s: stopping %d workers %s", reason, count, how
             )
+        ajar = False
         if not self._pool.stopping:
             # First the door, then the workers: who is inside is served, and who comes
             # later is refused. They hold the last descriptors, and close them when done.
             for listener in self._job.listeners:
-                listener.shut_the_door()
+                ajar = not listener.shut_the_door() or ajar
                 listener.close()
-        self._pool.stop(hurry)
+        self._pool.stop(hurry, ajar)
 
     # The end
 

@@ -17,6 +17,7 @@ from .scoreboard import (
     ASKS_STOP,
     DEADLINE,
     DRAIN,
+    DRAIN_ONCE,
     LEAVING,
     NEVER,
     READY,
@@ -122,6 +123,7 @@ class Pool:
     wanted: int = field(init=False)
     stopping: bool = False
     hurried: bool = False
+    _farewell: int = RETIRE  # what a worker that is told to go is to do
     _workers: dict[int, WorkerHandle] = field(default_factory=dict)  # by pid
     _slots: dict[int, _Slot] = field(default_factory=dict)
     _was_ready: bool = False
@@ -281,7 +283,7 @@ class Pool:
     def told_to_retire(self, worker: WorkerHandle, now_ns: int) -> None:
         worker.retiring = True
         worker.kill_ns = now_ns + in_ns(self.settings.graceful_timeout)
-        self.board.set(worker.slot, WISH, DRAIN if self.stopping else RETIRE)
+        self.board.set(worker.slot, WISH, self._farewell)
 
     def suspected(self, worker: WorkerHandle, now_ns: int) -> None:
         deadline = self.board.get(worker.slot, DEADLINE)
@@ -329,14 +331,19 @@ class Pool:
             report=report,
         )
 
-    def stop(self, hurry: bool) -> None:
-        """Wish for nobody: gracefully, or at once. A second call can only hurry the first."""
+    def stop(self, hurry: bool, ajar: bool = False) -> None:
+        """Wish for nobody: gracefully, or at once. A second call can only hurry the first.
+
+        ``ajar``: the door could not be shut, so the queue may fill while it is drained.
+        """
+        if not self.stopping:
+            self._farewell = DRAIN_ONCE if ajar else DRAIN
         self.stopping = True
         self.hurried = self.hurried or hurry
         self.wanted = 0
         for worker in self._workers.values():
             if worker.retiring:
-                self.board.set(worker.slot, WISH, DRAIN)
+                self.board.set(worker.slot, WISH, self._farewell)
 
     def _delay(self, failures: int) -> float:
         """1 s x 1.5^failures, 30 s at most, give or take a fifth so that slots do not march

@@ -4,7 +4,7 @@ One row a slot, each 8 aligned words of 8 bytes and 64 bytes of text:
 
     field      writer          meaning
     deadline   master, worker  when silence becomes a fault, monotonic ns
-    wish       master          what it wants of the worker: STAY, RETIRE or DRAIN
+    wish       master          what it wants of the worker: STAY, RETIRE, DRAIN ...
     ready      worker          when it got ready, monotonic ns; 0 = still booting
     leaving    worker          1 = it is going, of its own accord
     asks_stop  worker          1 = it wants the whole server to stop
@@ -36,6 +36,7 @@ ASKS_STOP: Final = 6
 STAY: Final = 0
 RETIRE: Final = 1  # finish what you have, then go
 DRAIN: Final = 2  # serve what waits in the queue too: nobody else will
+DRAIN_ONCE: Final = 3  # the same, but the door stays ajar: go when the queue was empty once
 
 SECOND: Final = 1_000_000_000  # ns: all times here are time.monotonic_ns()
 NEVER: Final = 1 << 62  # ns; half of what a word holds, so that adding to it never overflows

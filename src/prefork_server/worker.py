@@ -26,6 +26,7 @@ from .scoreboard import (
     ASKS_STOP,
     DEADLINE,
     DRAIN,
+    DRAIN_ONCE,
     LEAVING,
     NEVER,
     READY,
@@ -257,22 +258,27 @@ class MasterHandle:
             if listener is not None:
                 yield listener
         if self._words[self._wish] == DRAIN:
-            yield from self._drain(acceptor)
+            yield from self._drain(acceptor, _QUIET)
+        elif self._words[self._wish] == DRAIN_ONCE:
+            yield from self._drain(acceptor, 0.0)
         self._be_idle()
         acceptor.close()
 
-    def _drain(self, acceptor: Acceptor) -> Iterator[socket.socket]:
-        """The server stops and its door is shut: serve who is inside, since nobody else will."""
+    def _drain(self, acceptor: Acceptor, quiet: float) -> Iterator[socket.socket]:
+        """The server stops: serve who is inside, since nobody else will, until none has come
+        for ``quiet`` seconds."""
         now = quiet_since = time.monotonic()
         end = now + self._graceful / 2  # so that what is served last has time, too
-        while now < min(quiet_since + _QUIET, end):
+        while now < end:
             self._beat()
-            listener = acceptor.wait(quiet_since + _QUIET - now)
+            listener = acceptor.wait(max(0.0, quiet_since + quiet - now))
             if listener is not None:
                 yield listener
             now = time.monotonic()
             if listener is not None or acceptor.resting:
                 quiet_since = now
+            elif now >= quiet_since + quiet:
+                break
 
     def _took(self, peer: Any) -> None:
         words = self._own_words
@@ -295,7 +301,7 @@ class MasterHandle:
 
     def _ask_stop(self) -> None:
         """Ask the master to stop the whole server. Returns at once."""
-        self._own_words[self._asks_stop] = 1
+        self._words[self._asks_stop] = 1  # from a fork of the worker, too
         self._master_bell.ring()
 
     # How it works
