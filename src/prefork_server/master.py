@@ -85,7 +85,8 @@ class Master:
                 try:
                     self._supervise()
                 finally:
-                    self._leave_nobody()
+                    with all_blocked():  # a handler of the program's may have brought us here
+                        self._leave_nobody()
         finally:
             self._release()
 
