@@ -133,13 +133,23 @@ def _generate(share: _Share) -> _Done:
 
 def _ask(address: str) -> socket.socket:
     """Connect and send. On loopback neither waits, unless the server's queue is full."""
+    connection = connect(address)
+    try:
+        connection.sendall(MESSAGE)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def connect(address: str, patience: float = PATIENCE) -> socket.socket:
+    """``patience``: seconds for this and each later operation on the socket."""
     host, _, port = address.rpartition(":")
     is_unix = address.startswith("unix:")
     connection = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
-    connection.settimeout(PATIENCE)
+    connection.settimeout(patience)
     try:
         connection.connect(address.removeprefix("unix:") if is_unix else (host, int(port)))
-        connection.sendall(MESSAGE)
     except OSError:
         connection.close()
         raise

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 
 from prefork_server import Death, PreforkTCPServer, PreforkUnixStreamServer, Settings
 
+from .load import connect
 from .processes import ServerProcess, tell
 
 _WORKERS = 4
@@ -97,7 +98,7 @@ class Prover(ServerProcess):
         return [pid for pid in self.pids() if pid != self.pid]
 
     def connect(self) -> socket.socket:
-        return connect(self.address)
+        return connect(self.address, _PATIENCE)
 
 
 # Its clients
@@ -134,22 +135,9 @@ class Hammer:
                 self.counts[outcome] += 1
 
 
-def connect(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    is_unix = address.startswith("unix:")
-    client = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
-    client.settimeout(_PATIENCE)
-    try:
-        client.connect(address.removeprefix("unix:") if is_unix else (host, int(port)))
-    except OSError:
-        client.close()
-        raise
-    return client
-
-
 def ask(address: str) -> str:
     try:
-        client = connect(address)
+        client = connect(address, _PATIENCE)
     except (ConnectionRefusedError, FileNotFoundError):
         return "refused"
     with client:
