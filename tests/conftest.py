@@ -72,7 +72,13 @@ FATES = """
 class Server:
     """A program that serves, from its start to the proof that nothing of it remains."""
 
-    def __init__(self, script: Path, *args: str, stdin: int = subprocess.DEVNULL) -> None:
+    def __init__(
+        self,
+        script: Path,
+        *args: str,
+        stdin: int = subprocess.DEVNULL,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.gone, writer = os.pipe()  # end-of-file here: every descendant is gone
         self.expected_errors: list[str] = []
         self.lines: list[str] = []
@@ -84,6 +90,7 @@ class Server:
             stderr=subprocess.STDOUT,
             pass_fds=[writer],
             start_new_session=True,
+            env=env,
         )
         os.close(writer)
         self.pid = self.process.pid
@@ -205,6 +212,7 @@ class Server:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
+            self.process.wait()
             os.close(self.gone)
             if self.process.stdout:
                 self.process.stdout.close()
@@ -217,13 +225,25 @@ class Starter:
         self.directory = directory
         self.servers: list[Server] = []
 
-    def __call__(self, program: str, *args: str, stdin: int = subprocess.DEVNULL) -> Server:
+    def __call__(
+        self,
+        program: str,
+        *args: str,
+        stdin: int = subprocess.DEVNULL,
+        env: dict[str, str] | None = None,
+    ) -> Server:
         script = self.directory / f"app{len(self.servers)}.py"
         script.write_text(PRELUDE + textwrap.dedent(program))
-        return self.script(script, *args, stdin=stdin)
+        return self.script(script, *args, stdin=stdin, env=env)
 
-    def script(self, script: Path, *args: str, stdin: int = subprocess.DEVNULL) -> Server:
-        server = Server(script, *args, stdin=stdin)
+    def script(
+        self,
+        script: Path,
+        *args: str,
+        stdin: int = subprocess.DEVNULL,
+        env: dict[str, str] | None = None,
+    ) -> Server:
+        server = Server(script, *args, stdin=stdin, env=env)
         self.servers.append(server)
         return server
 
@@ -247,6 +267,11 @@ def _nothing_is_left_behind() -> Iterator[None]:
 
 def _zombies_or_strays() -> list[int]:
     return [pid for pid in children(os.getpid()) if "prefork" in title(pid)]
+
+
+def unmeasured() -> dict[str, str]:
+    """The environment without coverage, whose lock a handler that raises leaves taken."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
 
 
 def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:

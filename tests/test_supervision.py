@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import FATES, PRELUDE, Starter, alive, children, eventually, read_all, title
+from .conftest import (
+    FATES,
+    PRELUDE,
+    Starter,
+    alive,
+    children,
+    eventually,
+    read_all,
+    title,
+    unmeasured,
+)
 
 pytestmark = pytest.mark.processes
 
@@ -118,6 +128,7 @@ def test_a_handler_of_the_programs_own_that_raises_leaves_nobody(
             print("raised", error, flush=True)
     """,
         str(after),
+        env=unmeasured(),
     )
     server.saw("raised of the program's own")
     assert server.wait() == 0  # and the end of the test proves that nobody is left
