@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0  # seconds after which a test gives up; far more than anything should take
 
 PRELUDE = """\
@@ -78,6 +79,7 @@ class Server:
         *args: str,
         stdin: int = subprocess.DEVNULL,
         env: dict[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self.gone, writer = os.pipe()  # end-of-file here: every descendant is gone
         self.expected_errors: list[str] = []
@@ -90,7 +92,8 @@ class Server:
             stderr=subprocess.STDOUT,
             pass_fds=[writer],
             start_new_session=True,
-            env=env,
+            cwd=cwd,
+            env={**(os.environ if env is None else env), "PYTHONPATH": str(ROOT / "src")},
         )
         os.close(writer)
         self.pid = self.process.pid
@@ -243,7 +246,7 @@ class Starter:
         stdin: int = subprocess.DEVNULL,
         env: dict[str, str] | None = None,
     ) -> Server:
-        server = Server(script, *args, stdin=stdin, env=env)
+        server = Server(script, *args, stdin=stdin, env=env, cwd=self.directory)
         self.servers.append(server)
         return server
 

@@ -82,7 +82,12 @@ def test_what_was_said_wins_over_the_door_and_keywords_over_both() -> None:
 
 
 def test_the_doors_have_the_defaults_they_say() -> None:
-    assert Preforker(lambda master: None).settings == Settings(timeout=5.0)
+    assert Preforker(lambda master: None).settings == Settings(
+        timeout=5.0, pid_path="./preforker.pid"
+    )
+    named = Preforker(lambda master: None, app_name="ours/mine").settings
+    assert named.pid_path == "./ours_mine.pid"
+    assert Preforker(lambda master: None, pid_path=None).settings.pid_path is None
     assert Settings() == Settings(
         workers=10, timeout=30, boot_timeout=60, graceful_timeout=30, client_timeout=30, app_name=""
     )

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from .job import Hooks
     from .pool import Death
     from .preforker import Preforker
-    from .servers import PreforkMixIn, PreforkTCPServer, PreforkUnixStreamServer
+    from .servers import (
+        PreforkMixIn,
+        PreforkTCPServer,
+        PreforkUDPServer,
+        PreforkUnixDatagramServer,
+        PreforkUnixStreamServer,
+    )
     from .settings import Settings
     from .worker import MasterHandle, current_master
 
@@ -31,7 +37,13 @@ _HOMES = {
     "job": ("Hooks",),
     "pool": ("Death",),
     "preforker": ("Preforker",),
-    "servers": ("PreforkMixIn", "PreforkTCPServer", "PreforkUnixStreamServer"),
+    "servers": (
+        "PreforkMixIn",
+        "PreforkTCPServer",
+        "PreforkUDPServer",
+        "PreforkUnixDatagramServer",
+        "PreforkUnixStreamServer",
+    ),
     "settings": ("Settings",),
     "worker": ("MasterHandle", "current_master"),
 }
@@ -48,6 +60,8 @@ __all__ = [
     "PreforkError",
     "PreforkMixIn",
     "PreforkTCPServer",
+    "PreforkUDPServer",
+    "PreforkUnixDatagramServer",
     "PreforkUnixStreamServer",
     "Preforker",
     "Settings",

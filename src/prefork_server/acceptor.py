@@ -80,6 +80,7 @@ class Acceptor:
         self._vigil = vigil
         self._patience = patience
         self._logger = logger
+        self._answering: dict[int, Connection] = {}
         self._epoll = select.epoll()
         self._epoll.register(vigil.bell, select.EPOLLIN)
         self._enlisted = False
@@ -140,6 +141,24 @@ class Acceptor:
         self.took(connection)
         return connection, peer
 
+    def receive(self, listener: socket.socket, size: int) -> tuple[Any, Any] | None:
+        """Take one datagram, as ``socketserver`` has it: ``(data, socket), peer``."""
+        try:
+            data, peer = listener.recvfrom(size, socket.MSG_DONTWAIT)
+        except OSError as error:
+            self.failed(error)
+            return None
+        self.took(None)
+        return (data, self.answering(listener)), peer
+
+    def answering(self, listener: socket.socket) -> Connection:
+        """What answers are sent from: it waits as a Connection does."""
+        fd = listener.fileno()
+        if fd not in self._answering:
+            copy = os.dup(fd)
+            self._answering[fd] = Connection(*self._kinds[fd], copy, self._vigil, self._patience)
+        return self._answering[fd]
+
     def took(self, connection: object) -> None:
         """A connection was taken: by us, or by a ``get_request`` of the server's own."""
         self._pause = 0.0
@@ -161,6 +180,11 @@ class Acceptor:
         self._epoll.close()
         for listener in self._listeners.values():
             listener.close()
+
+    def hang_up(self) -> None:
+        """Nothing more is answered."""
+        for connection in self._answering.values():
+            connection.close()
 
     def _settle_last(self) -> None:
         """Go to the end of the line after a connection that is kept, or that took long.

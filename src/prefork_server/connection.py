@@ -12,7 +12,8 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -31,7 +32,19 @@ _recvfrom_into = socket.socket.recvfrom_into
 _recvmsg = socket.socket.recvmsg
 _recvmsg_into = socket.socket.recvmsg_into
 _send = socket.socket.send
-_sendmsg = socket.socket.sendmsg
+
+
+def _sendmsg(sock: socket.socket, buffers: Any, ancdata: Any, address: Any, flags: int) -> int:
+    to = () if address is None else (address,)
+    return socket.socket.sendmsg(sock, buffers, ancdata, flags, *to)
+
+
+def _sendto(sock: socket.socket, data: "ReadableBuffer", address: Any, flags: int) -> int:
+    return socket.socket.sendto(sock, data, flags, address)
+
+
+# What says that the client is gone, or silent. A path to answer to may be gone, too.
+_BY_CLIENT = (ConnectionError, TimeoutError, FileNotFoundError)
 
 
 class Vigil:
@@ -61,6 +74,8 @@ class Vigil:
 
 class Connection(socket.socket):
     """A connected stream socket; all of the ``socket`` API, with other waiting.
+
+    Of a datagram server it is what answers are sent from.
 
     ``timeout`` (``settimeout``, seconds) is the longest silence of the client in
     one read or write: past it the operation raises ``TimeoutError``. ``None``
@@ -146,6 +161,13 @@ class Connection(socket.socket):
             while sent < size:
                 sent += self.send(rest[sent:], flags)
 
+    def sendto(self, data: "ReadableBuffer", flags: Any, address: Any = None, /) -> int:
+        """``sendto(data, address)``, or ``sendto(data, flags, address)``."""
+        if address is None:
+            flags, address = 0, flags
+        sent: int = self._write(_sendto, flags, self, data, address)
+        return sent
+
     def sendmsg(
         self,
         buffers: "Iterable[ReadableBuffer]",
@@ -155,7 +177,7 @@ class Connection(socket.socket):
         /,
     ) -> int:
         buffers = list(buffers)  # it may have to be sent twice
-        sent: int = self._write(_sendmsg, flags, self, buffers, ancdata)
+        sent: int = self._write(_sendmsg, flags, self, buffers, ancdata, address)
         return sent
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -213,6 +235,15 @@ class Connection(socket.socket):
     def __getstate__(self) -> object:
         raise TypeError("cannot pickle a connection")
 
+    @contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Within, it raises ``BlockingIOError`` instead. Its answers wait again later."""
+        patience, self._patience = self._patience, 0
+        try:
+            yield
+        finally:
+            self._patience = patience
+
     # Waiting
 
     def _read(self, operation: Callable[..., Any], nothing: Any, flags: int, *args: Any) -> Any:
@@ -229,7 +260,7 @@ class Connection(socket.socket):
                     self._asked = True
                     self._vigil.beat()
                     return result
-        except (ConnectionError, TimeoutError) as failure:
+        except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
             raise
 
@@ -246,7 +277,7 @@ class Connection(socket.socket):
                     self._asked = False
                     self._vigil.beat()
                     return result
-        except (ConnectionError, TimeoutError) as failure:
+        except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
             raise
 

@@ -31,12 +31,13 @@ class BindError(PreforkError, OSError):
 
 
 class BootError(PreforkError):
-    """No worker of the first generation got ready, so the server gave up.
+    """The server did not start: no worker of the first generation got ready, or another
+    master has the pid file. From ``start()`` it says why the daemon did not.
 
-    ``report`` is the traceback of the last one that failed, or ``""`` where
-    there was none (it was killed, or hung until ``boot_timeout``).
+    ``report`` is the traceback of the last worker that failed, or ``""`` where there was
+    none (it was killed, or hung until ``boot_timeout``).
     """
 
     def __init__(self, cause: str, report: str = "") -> None:
-        super().__init__(f"no worker of the first generation could boot, giving up: {cause}")
+        super().__init__(cause)
         self.report = report

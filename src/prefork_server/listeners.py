@@ -13,9 +13,9 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .errors import BindError, ConfigError
 
@@ -37,6 +37,7 @@ _DROP_BARE_SYN = b"".join(
         (0x06, 0, 0, 0xFFFFFFFF),  # keep
     )
 )
+_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 _SO_ATTACH_FILTER = getattr(socket, "SO_ATTACH_FILTER", 26)
 
 _CURES = {
@@ -120,7 +121,9 @@ def parse(given: AddressLike) -> Address:
     return tcp_address((host, int(port)))
 
 
-def parse_all(given: AddressLike | list[AddressLike]) -> tuple[Address, ...]:
+def parse_all(
+    given: AddressLike | list[AddressLike], parse: Callable[[Any], Address] = parse
+) -> tuple[Address, ...]:
     """One address, or a list of them, all different (port 0 may come again)."""
     several = given if isinstance(given, list) else [given]
     if not several:
@@ -146,9 +149,16 @@ class Listener:
     def serve(self) -> None:
         """From now on workers accept here, and this process shuts it."""
         # Once and for all: the flag belongs to the open file description, which the
-        # workers share, and whoever loses the race for a connection must not wait.
-        self.socket.setblocking(False)
+        # workers share, and whoever loses the race for a connection must not wait. For
+        # datagrams that is said with each read: their answers are sent from here, too,
+        # and must not fail because a buffer is full.
+        self.socket.setblocking(self.socket.type == socket.SOCK_DGRAM)
         self._owner = os.getpid()
+
+    def leave(self) -> None:
+        """It is another process's now: close it, and let the path be."""
+        self._identity = None
+        self.socket.close()
 
     @property
     def address(self) -> str:
@@ -160,23 +170,31 @@ class Listener:
 
         To close the socket at once would reset those who wait. A path is removed, so the
         next client is refused. For TCP the kernel drops who knocks now, unheard, until
-        the socket is closed a moment later and refuses them. Where it does not let us
-        attach the filter, and for a path that is not ours, a backlog of 0 lets in one at
-        a time: who comes in at the very last moment may be lost.
+        the socket is closed a moment later and refuses them; for UDP, what comes now.
+        Where it does not let us attach the filter, and for a path that is not ours, a
+        backlog of 0 lets in one at a time: who comes in at the very last moment may be
+        lost. UNIX datagrams still come from those who are connected.
         """
+        stream = self.socket.type == socket.SOCK_STREAM
         if self.socket.family == socket.AF_UNIX:
-            if self.unlink():
+            if self.unlink() and stream:
                 return True
-        else:
-            program = array.array("B", _DROP_BARE_SYN)
-            where, _ = program.buffer_info()
-            fprog = struct.pack("HL", len(_DROP_BARE_SYN) // 8, where)
-            with suppress(OSError):  # not permitted: the backlog has to do
-                self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
-                return True
-        with suppress(OSError):  # the program closed it itself: nobody waits there
-            self.socket.listen(0)
+        elif self._attach(_DROP_BARE_SYN if stream else _DROP_ALL):
+            return True
+        if stream:
+            with suppress(OSError):  # the program closed it itself: nobody waits there
+                self.socket.listen(0)
         return False
+
+    def _attach(self, program: bytes) -> bool:
+        """Have the kernel run this on all that comes; False if it does not permit it."""
+        code = array.array("B", program)
+        fprog = struct.pack("HL", len(program) // 8, code.buffer_info()[0])
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+        except OSError:
+            return False
+        return True
 
     def unlink(self) -> bool:
         """Remove the path, unless it is somebody else's by now or we are a fork of its owner."""
@@ -199,11 +217,14 @@ def adopt(sock: socket.socket) -> Listener:
     return Listener(sock)
 
 
-def listen(address: Address, backlog: int = BACKLOG) -> Listener:
+def listen(
+    address: Address, backlog: int = BACKLOG, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> Listener:
     """Bind and listen. Raises BindError."""
-    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    sock = socket.socket(address.family, kind)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_STREAM:  # for UDP it would let two servers have one port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return bind(sock, address, backlog)
     except BaseException:
         sock.close()
@@ -212,24 +233,22 @@ def listen(address: Address, backlog: int = BACKLOG) -> Listener:
 
 def bind(sock: socket.socket, address: Address, backlog: int) -> Listener:
     """Bind this socket and listen. An address in use is tried for 2 s. Raises BindError."""
+    stream = sock.type == socket.SOCK_STREAM
     try:
         if isinstance(address.name, str):
-            _bind_unix(sock, address.name, backlog)
+            _bind_unix(sock, address.name, backlog if stream else None)
             path = "" if address.name.startswith("\0") else address.name
             return Listener(sock, path)
-        _bind_tcp(sock, address, backlog)
-        # Accepted sockets inherit it. Small replies must not wait for the client's
-        # delayed acknowledgement of the one before.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _while_in_use(lambda: sock.bind(address.name), address)
+        if stream:
+            # Of two who start together, one is told only here that it is in use.
+            _while_in_use(lambda: sock.listen(backlog), address)
+            # Accepted sockets inherit it. Small replies must not wait for the client's
+            # delayed acknowledgement of the one before.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Listener(sock)
     except OSError as reason:
         raise BindError(str(address), reason, _CURES.get(reason.errno or 0, "")) from reason
-
-
-def _bind_tcp(sock: socket.socket, address: Address, backlog: int) -> None:
-    # Both may say that it is in use: of two who start together, one is told by listen.
-    _while_in_use(lambda: sock.bind(address.name), address)
-    _while_in_use(lambda: sock.listen(backlog), address)
 
 
 def _while_in_use(step: Callable[[], None], address: Address) -> None:
@@ -247,27 +266,25 @@ def _while_in_use(step: Callable[[], None], address: Address) -> None:
             return
 
 
-def _bind_unix(sock: socket.socket, path: str, backlog: int) -> None:
-    if path.startswith("\0"):
+def _bind_unix(sock: socket.socket, path: str, backlog: int | None) -> None:
+    with nullcontext() if path.startswith("\0") else _way_made(path):
+        if not path.startswith("\0"):
+            # The new file takes its mode from the socket's own, less the umask. So it is
+            # never there with a wider one, and no umask of the process is touched.
+            os.fchmod(sock.fileno(), 0o600)
         sock.bind(path)
-        sock.listen(backlog)
-        return
-    with _locked(os.path.dirname(path) or "."):
-        _remove_stale(path)
-        # The new file takes its mode from the socket's own, less the umask. So it is
-        # never there with a wider one, and no umask of the process is touched.
-        os.fchmod(sock.fileno(), 0o600)
-        sock.bind(path)
-        # Within the lock: bound and not yet listening looks stale to others.
-        sock.listen(backlog)
+        if backlog is not None:
+            # Within the lock: bound and not yet listening looks stale to others.
+            sock.listen(backlog)
 
 
 @contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    """Only one starter at a time looks, removes and binds in here."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _way_made(path: str) -> Iterator[None]:
+    """Only one starter at a time looks, removes and binds in a directory."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
+        _remove_stale(path)
         yield
     finally:
         os.close(fd)

@@ -9,18 +9,18 @@ import logging
 import os
 import random
 import signal
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from .acceptor import Relay
 from .errors import BootError
+from .forks import drop, fork, keep_from_forks
 from .job import Job
 from .journal import Journal
+from .logfiles import flush_streams
 from .pool import Death, Plan, Pool, WorkerHandle
 from .remote import Remote
 from .reports import Reports
@@ -59,7 +59,7 @@ class Master:
         self._journal = Journal(job.logger, self._pid)
         self._say = self._journal.say
         self._life, self._lifeline = os.pipe()
-        _lifelines.add(self._lifeline)
+        keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds: dict[int, int] = {}
         self._last_death: Death | None = None
         self._tick_ns = min(SECOND, in_ns(job.settings.timeout or 1.0) // 2)
@@ -163,8 +163,10 @@ class Master:
     def _is_done(self) -> bool:
         """Whether nothing is left to do. Raises BootError if that is because nothing works."""
         if self._pool.first_generation_failed() and self._last_death:
-            lines = self._last_death.report.splitlines()
-            raise BootError(lines[-1] if lines else str(self._last_death), self._last_death.report)
+            report = self._last_death.report
+            cause = report.splitlines()[-1] if report else self._last_death
+            message = f"no worker of the first generation could boot, giving up: {cause}"
+            raise BootError(message, report)
         if self._remote.stop_asked or self._pool.stop_asked():
             self._stop("shutdown() was called", hurry=False)
         if self._pool.stopping:
@@ -181,7 +183,7 @@ class Master:
         where = f", listening on {', '.join(addresses)}" if addresses else ""
         self._say(logging.INFO, "ready", None, "ready%s", where)
         self._run_hook("ready", addresses)
-        self._remote.is_ready()
+        self._remote.is_ready(addresses)
 
     # Carry out
 
@@ -246,10 +248,7 @@ class Master:
         """Whether the system let us."""
         self._run_hook("before_fork")
         self._warn_of_threads()
-        for stream in (sys.stdout, sys.stderr):
-            # What is in a buffer now would be written by every worker.
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        flush_streams()  # what is in a buffer now would be written by every worker
         forked_ns = time.monotonic_ns()
         self._board.clear(slot, forked_ns + in_ns(self._job.settings.boot_timeout))
         # Until it has handlers of its own, a new worker would answer a signal by
@@ -257,11 +256,7 @@ class Master:
         # before any handler of the program's can run here, and raise.
         with all_blocked() as mask:
             try:
-                with warnings.catch_warnings():
-                    # Since 3.12 Python warns of threads, and where warnings are errors the
-                    # pid of the new worker would be lost. _warn_of_threads says it, too.
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    pid = os.fork()
+                pid = fork()
             except OSError as error:
                 refusal = error.strerror
             else:
@@ -361,9 +356,8 @@ class Master:
 
     def _release(self) -> None:
         self._title.restore()
-        _lifelines.discard(self._lifeline)
         os.close(self._life)
-        os.close(self._lifeline)
+        drop(self._lifeline)
         self._inbox.close()
         self._relay.close()
         self._reports.close()
@@ -383,16 +377,3 @@ def _in_terminal() -> bool:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
         return False
-
-
-_lifelines: set[int] = set()
-
-
-def _cut_lifelines() -> None:
-    """In every fork, a worker's or not: whoever kept one would keep orphans from knowing."""
-    for fd in _lifelines:
-        os.close(fd)
-    _lifelines.clear()
-
-
-os.register_at_fork(after_in_child=_cut_lifelines)

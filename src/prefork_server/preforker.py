@@ -1,16 +1,18 @@
 """Preforker: run any work function in supervised worker processes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Unpack
 
+from .errors import ConfigError
 from .job import Hooks, Job, nothing
+from .launch import Launch
 from .listeners import AddressLike, Listener, listen, parse_all
-from .logfiles import logger_named, speaking
-from .master import Master
+from .logfiles import logger_named
 from .pool import Death
 from .remote import Remote
-from .settings import Settings, SettingsKeywords, settle
+from .settings import Settings, SettingsKeywords, file_name, settle
 from .worker import MasterHandle
 
 
@@ -25,7 +27,8 @@ class Preforker:
 
     ``listen`` is an address or a list of them (``"127.0.0.1:9000"``, ``"[::1]:0"``,
     ``"unix:/run/x.sock"``), bound by ``run()`` before the first fork, for
-    ``master.connections()``. The hooks are described in ``Hooks``, the other
+    ``master.connections()``. ``pid_path`` is ``./preforker.pid`` unless it, or
+    ``app_name``, says otherwise. The hooks are described in ``Hooks``, the other
     keywords in ``Settings``. Raises ConfigError.
     """
 
@@ -42,37 +45,66 @@ class Preforker:
         after_worker_exit: Callable[[Death], object] = nothing,
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
-        self.settings = settle(settings, keywords, timeout=5.0)
+        if logger is not None and keywords.get("log_path") is not None:
+            raise ConfigError("log_path is the file of our own logger: give it, or logger")
+        settled = settle(settings, keywords, timeout=5.0)
+        name = settled.app_name or "preforker"
+        self.settings = settle(settled, {}, pid_path=file_name(name, ".pid"))
         self._addresses = () if listen is None else parse_all(listen)
         self._work = work
-        self._logger = logger_named(logger)
         self._hooks = Hooks(before_fork, after_fork, ready, after_worker_exit)
         self._remote = Remote()
+        self._launch = Launch(
+            self.settings, name, logger_named(logger), self._remote, self._listening
+        )
 
     def run(self) -> None:
         """Serve, in the foreground, until a signal or ``shutdown()`` ends it.
 
-        Returns when every worker is gone. Raises BindError if an address cannot be
-        listened on, BootError if no worker of the first generation gets ready. Off
-        the main thread it hears no signals.
+        Returns when every worker is gone. Raises ConfigError for a path that cannot be
+        written, BindError if an address cannot be listened on, BootError if another
+        process has the pid file, or no worker of the first generation gets ready. Off
+        the main thread it hears no signals, and has no pid file.
         """
+        self._launch.run()
+
+    def start(self) -> int:
+        """Serve as a daemon; return its pid when its first worker is ready.
+
+        What it prints goes to ``/dev/null``, and its log to ``./<app_name>.log``, unless
+        the settings, or the logging of the program, say otherwise. It never comes back
+        here: it ends when it has served. Raises BootError, which says why, if it ends
+        before it is ready. To be called in the main thread.
+        """
+        return self._launch.start()
+
+    @contextmanager
+    def _listening(self) -> Iterator[Job]:
         listeners: list[Listener] = []
-        with self._remote.running(), speaking(self._logger):
-            try:
-                for address in self._addresses:
-                    listeners.append(listen(address))  # noqa: PERF401 - those before are closed
-                job = Job(
-                    settings=self.settings,
-                    app_name=self.settings.app_name or "preforker",
-                    logger=self._logger,
-                    work=self._work,
-                    listeners=listeners,
-                    hooks=self._hooks,
-                )
-                Master(job, self._remote).run()
-            finally:
-                for listener in listeners:
-                    listener.close()
+        try:
+            for address in self._addresses:
+                listeners.append(listen(address))  # noqa: PERF401 - those before are closed
+            yield Job(
+                settings=self.settings,
+                app_name=self._launch.app_name,
+                logger=self._launch.logger,
+                work=self._work,
+                listeners=listeners,
+                hooks=self._hooks,
+            )
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    @property
+    def logger(self) -> logging.Logger:
+        """Where it logs."""
+        return self._launch.logger
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it listens, once it is ready: ``127.0.0.1:9000``, ``unix:/path``."""
+        return self._remote.addresses
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait, in another thread than ``run()``, until the first worker is ready.

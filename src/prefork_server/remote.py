@@ -1,11 +1,12 @@
 """What any thread of the master's process may do: stop the server, and wait for it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from .job import nothing
 from .signals import Bell
-from .worker import current_master, in_worker
+from .worker import current_inline, current_master, in_worker
 
 
 class Remote:
@@ -13,6 +14,8 @@ class Remote:
 
     def __init__(self) -> None:
         self.stop_asked = False
+        self.addresses: Sequence[str] = ()
+        self.when_ready: Callable[[], object] = nothing
         self._settled = threading.Event()
         self._over = threading.Event()
         self._ready = False
@@ -32,7 +35,10 @@ class Remote:
             self.stop_asked = not self._over.is_set()  # what is over need not be stopped
             if self._bell:
                 self._bell.ring()
-        if threading.current_thread() is not self._thread:
+        thread = threading.current_thread()
+        # Inline, the end waits for the threads of handlers: they must not wait for it.
+        of_handler = current_inline() and thread is not threading.main_thread()
+        if thread is not self._thread and not of_handler:
             self._over.wait()
 
     def wait_ready(self, timeout: float | None) -> bool:
@@ -63,6 +69,8 @@ class Remote:
             with self._lock:  # nobody may ring a descriptor that is soon somebody else's
                 self._bell = None
 
-    def is_ready(self) -> None:
+    def is_ready(self, addresses: Sequence[str]) -> None:
+        self.addresses = addresses
         self._ready = True
         self._settled.set()
+        self.when_ready()

@@ -6,9 +6,10 @@ attributes of its handler or server class, as in the standard library.
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from .errors import ConfigError
 
@@ -17,6 +18,9 @@ MAX_WORKERS = 2048
 It has room for twice as many: a worker that retires keeps its slot until it is
 gone, and its successor needs one too."""
 
+FilePath: TypeAlias = str | os.PathLike[str]
+
+_PATHS = ("pid_path", "log_path", "stdout_path", "stderr_path")
 _A_YEAR = 366 * 24 * 60 * 60  # NaN and infinity are not less than this, 64 bits of ns are more
 
 
@@ -29,6 +33,11 @@ class SettingsKeywords(TypedDict, total=False):
     graceful_timeout: float
     client_timeout: float | None
     app_name: str
+    pid_path: FilePath | None
+    log_path: FilePath | None
+    stdout_path: FilePath | None
+    stderr_path: FilePath | None
+    inline: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,19 @@ class Settings:
         the longest a client may be silent while a handler reads from or writes
         to it; then ``TimeoutError`` in the handler. ``None``: for ever.
     ``app_name``
-        in process titles and log lines; empty means the door's own default.
+        in process titles and default file names; empty means the door's own default.
+    ``pid_path``
+        the file with the master's pid, locked while it runs: a second start is refused.
+        ``None``: none, which off the main thread it always is.
+    ``log_path``
+        where the log goes; ``None``: to the handlers of the logger, or else to stderr.
+    ``stdout_path``, ``stderr_path``
+        where prints go, the master's and the workers'; ``None``: where they went.
+    ``inline``
+        for a debugger or a profiler: one worker, in this process, with no fork and no
+        ``timeout``.
+
+    Relative paths are meant from the directory at the start.
 
     Raises ``ConfigError``, a ``ValueError``, for a value that breaks its rule.
     """
@@ -61,6 +82,11 @@ class Settings:
     graceful_timeout: float = 30.0
     client_timeout: float | None = 30.0
     app_name: str = ""
+    pid_path: FilePath | None = None
+    log_path: FilePath | None = None
+    stdout_path: FilePath | None = None
+    stderr_path: FilePath | None = None
+    inline: bool = False
 
     def __new__(cls, **said: Any) -> "Settings":
         self = super().__new__(cls)
@@ -82,6 +108,20 @@ class Settings:
         name = self.app_name
         if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
             raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")
+        if type(self.inline) is not bool:
+            raise ConfigError(f"inline must be True or False, not {self.inline!r}")
+        for setting in _PATHS:
+            self._check_path(setting)
+
+    def _check_path(self, name: str) -> None:
+        path = getattr(self, name)
+        if path is None:
+            return
+        text = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise ConfigError(f"{name} must be a path, or None, not {path!r}")
+        if name != "pid_path" and text == self.pid_path:
+            raise ConfigError(f"pid_path must be a file of its own, and {name} is {path!r}, too")
 
     def _check_seconds(self, name: str, hint: str) -> None:
         value = getattr(self, name)
@@ -90,6 +130,11 @@ class Settings:
                 f"{name} must be a number of seconds above 0 and at most {_A_YEAR}, a year, "
                 f"not {value!r}{hint}"
             )
+
+
+def file_name(app_name: str, suffix: str) -> str:
+    """A default file name, in the current directory: ``./preforker.pid``."""
+    return f"./{app_name.replace('/', '_')}{suffix}"
 
 
 def settle(given: Settings | None, keywords: Mapping[str, Any], **defaults: Any) -> Settings:

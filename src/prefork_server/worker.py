@@ -10,17 +10,17 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from .acceptor import Acceptor, Relay
 from .connection import Connection, Vigil
 from .job import Job, nothing
+from .logfiles import flush_streams
 from .reports import Reports, leave_report
 from .scoreboard import (
     ASKS_STOP,
@@ -112,10 +112,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
         leave_report(report, traceback.format_exc())
         return 1
     finally:
-        # _exit() flushes nothing, so we do; the reader may be gone.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        flush_streams()
 
 
 def _follow(shared: Shared, master: "MasterHandle") -> None:
@@ -140,8 +137,11 @@ class MasterHandle:
     """The master, as a worker sees it.
 
     ``slot`` is the number of this worker, from 1; its successor has it again.
-    ``pid`` is the master's. ``logger`` is where the server logs.
+    ``pid`` is the master's. ``logger`` is where the server logs. ``inline`` says that
+    there is none, and the worker is this process.
     """
+
+    inline = False
 
     def __init__(self, slot: int, job: Job, shared: Shared, bell: Bell) -> None:
         settings = job.settings
@@ -344,7 +344,24 @@ def current_master() -> MasterHandle:
 
 
 def in_worker() -> bool:
-    return _here is not None
+    """Whether this process is a worker, and somewhere else is its master."""
+    return _here is not None and not _here.inline
+
+
+def current_inline() -> bool:
+    """Whether this process works inline at this moment."""
+    return _here is not None and _here.inline
+
+
+@contextmanager
+def standing_in(master: MasterHandle) -> Iterator[None]:
+    """This process works with ``master``, though it is no fork of one."""
+    global _here
+    _here = master
+    try:
+        yield
+    finally:
+        _here = None
 
 
 def _in_fork_of_worker() -> None:

@@ -1,0 +1,77 @@
+"""Debug mode: one worker, and it is this very process. No fork, no timeout, no supervision.
+
+``breakpoint()``, a profiler and a plain traceback work here as in any program.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+from .acceptor import Relay
+from .job import Job
+from .remote import Remote
+from .reports import Reports
+from .scoreboard import Scoreboard
+from .signals import Bell
+from .titles import Title
+from .worker import MasterHandle, Shared, standing_in
+
+
+def run_inline(job: Job, remote: Remote) -> None:
+    """Work until a signal or ``shutdown()`` says stop, or the work ends or raises by itself."""
+    board, relay, reports, bell = Scoreboard(1), Relay(), Reports(), Bell()
+    life, nobodys = os.pipe()
+    shared = Shared(board, reports, relay, bell, Title(job.app_name), life, os.getpid())
+    job = replace(job, settings=replace(job.settings, timeout=None))
+    master = _Inline(job, shared, bell, remote)
+    try:
+        for listener in job.listeners:
+            listener.serve()
+        with remote.ringing(bell), standing_in(master), _hearing(master):
+            job.hooks.after_fork(master)
+            addresses = [listener.address for listener in job.listeners]
+            job.hooks.ready(addresses)
+            remote.is_ready(addresses)
+            job.work(master)
+    finally:
+        for closing in (relay, reports, bell, board):
+            closing.close()
+        os.close(life)
+        os.close(nobodys)
+
+
+class _Inline(MasterHandle):
+    """There is no master. This says what one would."""
+
+    inline = True
+
+    def __init__(self, job: Job, shared: Shared, bell: Bell, remote: Remote) -> None:
+        super().__init__(1, job, shared, bell)
+        self._remote = remote
+
+    def _is_over(self) -> bool:
+        return self._remote.stop_asked or super()._is_over()
+
+
+@contextmanager
+def _hearing(master: _Inline) -> Iterator[None]:
+    """The signals that stop a server end the work when it next asks; a second one, at once."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if master._is_over():
+            raise KeyboardInterrupt
+        master.retire()  # rings its own bell
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

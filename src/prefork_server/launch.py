@@ -1,0 +1,65 @@
+"""Run a job: in the foreground, as a daemon, or inline. What all front rooms do alike."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from .daemon import daemonize
+from .errors import ConfigError
+from .inline import run_inline
+from .job import Job
+from .logfiles import fill_standard_descriptors, redirected, speaking
+from .master import Master
+from .pidfile import claimed
+from .remote import Remote
+from .settings import Settings, file_name, settle
+
+
+@dataclass(frozen=True)
+class Launch:
+    """``job`` is entered when all else is right: it binds what is not bound yet."""
+
+    settings: Settings
+    app_name: str
+    logger: logging.Logger
+    remote: Remote
+    job: Callable[[], AbstractContextManager[Job]]
+
+    def run(self) -> None:
+        """Returns when everybody is gone."""
+        settings = self.settings
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        pid_path = settings.pid_path if on_main_thread and not settings.inline else None
+        fill_standard_descriptors()
+        with (
+            self.remote.running(),
+            redirected(settings.stdout_path, settings.stderr_path),
+            speaking(self.logger, settings.log_path),
+            claimed(pid_path),
+            self.job() as job,
+        ):
+            if settings.inline:
+                run_inline(job, self.remote)
+            else:
+                Master(job, self.remote).run()
+
+    def start(self) -> int:
+        """The same in a daemon; returns its pid when its first worker is ready."""
+        if self.settings.inline:
+            raise ConfigError("inline=True is for the foreground, and start() makes a daemon")
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigError("start() is for the main thread: its fork has no other")
+        defaults = {"stdout_path": os.devnull, "stderr_path": os.devnull}
+        if not self.logger.hasHandlers():
+            defaults["log_path"] = file_name(self.app_name, ".log")
+        launch = replace(self, settings=settle(self.settings, {}, **defaults))
+
+        def serve(ready: Callable[[], None]) -> None:
+            self.remote.when_ready = ready
+            launch.run()
+
+        fill_standard_descriptors()
+        return daemonize(serve)

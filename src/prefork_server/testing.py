@@ -1,0 +1,169 @@
+"""A real server inside a test: real forks, real sockets, and proof that nobody is left."""
+
+import logging
+import os
+import random
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .listeners import parse
+from .logfiles import logger_named
+from .preforker import Preforker
+from .servers import PreforkMixIn
+
+_SOON = 5.0  # seconds for what a stopped server leaves, to be gone, too
+
+
+@contextmanager
+def serving(
+    server: Preforker | PreforkMixIn,
+    *,
+    timeout: float = 30.0,
+    kill_a_worker_every: float | None = None,
+) -> Iterator[Any]:
+    """Serve in another thread; within, the server is ready, and this is its address.
+
+    The address is what ``socket.connect`` takes: ``server.server_address``, or the first
+    one of a ``Preforker``, None if it listens nowhere. Afterwards the server is shut down
+    gracefully and closed. It has ``timeout`` seconds to get ready, and as many to stop.
+
+    ``kill_a_worker_every`` so many seconds one of the workers, whichever, is killed
+    (SIGKILL): what your clients survive here, they survive in production.
+
+    Raises what ``serve_forever()`` or ``run()`` raised, and ``AssertionError`` if the
+    server does not get ready or does not stop, or if a process that it forked is still
+    there (it is killed then). Whatever is raised, within or by this, has the server's log
+    as a note, which tracebacks show.
+    """
+    if kill_a_worker_every is not None and not kill_a_worker_every > 0:
+        raise ValueError(f"kill_a_worker_every is seconds above 0, not {kill_a_worker_every!r}")
+    run = server.run if isinstance(server, Preforker) else server.serve_forever
+    ended: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            run()
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=serve, name="master", daemon=True)
+    with _log_kept(server) as log:
+        try:
+            with _nobody_left():
+                thread.start()
+                try:
+                    if not server.wait_ready(timeout):
+                        if not thread.is_alive():
+                            raise ended[0] if ended else AssertionError("it served nobody")
+                        raise AssertionError(f"the server is not ready after {timeout:g} s")
+                    with _killing(thread, kill_a_worker_every):
+                        yield _address(server)
+                finally:
+                    # shutdown() would wait for ever for one that does not stop.
+                    threading.Thread(target=server.shutdown, daemon=True).start()
+                    thread.join(timeout)
+                    if isinstance(server, PreforkMixIn):
+                        server.server_close()
+                if thread.is_alive():
+                    raise AssertionError(f"the server did not stop within {timeout:g} s")
+                if ended:
+                    raise ended[0]
+        except BaseException as error:
+            error.add_note(f"The log of the server:\n{log()}")
+            raise
+
+
+def _address(server: Preforker | PreforkMixIn) -> Any:
+    if isinstance(server, PreforkMixIn):
+        return server.server_address
+    return parse(server.addresses[0]).name if server.addresses else None
+
+
+@contextmanager
+def _log_kept(server: Preforker | PreforkMixIn) -> Iterator[Callable[[], str]]:
+    """What the master and all workers log meanwhile; nothing of it goes to stderr."""
+    logger = server.logger if isinstance(server, Preforker) else logger_named(None)
+    level = logger.level
+    with open(os.memfd_create("log"), "w+", encoding="utf-8", errors="replace") as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(level or logging.INFO)
+        try:
+            # From the start, and not by our offset, which is the one where workers write.
+            yield lambda: os.pread(file.fileno(), 1 << 20, 0).decode("utf-8", "replace")
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+@contextmanager
+def _nobody_left() -> Iterator[None]:
+    """Every process forked within inherits a pipe, whose end says that they are gone."""
+    reader, writer = os.pipe()
+    try:
+        try:
+            yield
+        finally:
+            os.close(writer)
+        if not select.select([reader], [], [], _SOON)[0]:
+            left = {pid: _command(pid) for pid in _holders(os.readlink(f"/proc/self/fd/{reader}"))}
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"still there {_SOON:g} s after the stop, now killed: {left}")
+    finally:
+        os.close(reader)
+
+
+def _holders(pipe: str) -> Iterator[int]:
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        pid = int(link.parts[2])
+        with suppress(OSError):  # closed or gone by now, or another user's
+            if pid != os.getpid() and os.readlink(link) == pipe:
+                yield pid
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode("utf-8", "replace")
+    return "gone"
+
+
+@contextmanager
+def _killing(master: threading.Thread, every: float | None) -> Iterator[None]:
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(every):
+            workers = _forked_by(master)
+            with suppress(OSError, IndexError):  # nobody there, or gone meanwhile
+                pid = random.choice(workers)  # noqa: S311 - no secret
+                pidfd = os.pidfd_open(pid)
+                try:
+                    if pid in _forked_by(master):  # and not a stranger with its number
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                finally:
+                    os.close(pidfd)
+
+    killer = threading.Thread(target=kill, name="killer", daemon=True)
+    if every is not None:
+        killer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if every is not None:
+            killer.join()
+
+
+def _forked_by(thread: threading.Thread) -> list[int]:
+    with suppress(OSError):
+        children = Path(f"/proc/self/task/{thread.native_id}/children").read_text()
+        return [int(pid) for pid in children.split()]
+    return []
