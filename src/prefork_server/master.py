@@ -164,7 +164,8 @@ class Master:
         """Whether nothing is left to do. Raises BootError if that is because nothing works."""
         if self._pool.first_generation_failed() and self._last_death:
             report = self._last_death.report
-            cause = report.splitlines()[-1] if report else self._last_death
+            last = report.rstrip().rpartition("\n")[2]  # of a traceback the error, of a stack ...
+            cause = last if last and not last.startswith(" ") else self._last_death
             message = f"no worker of the first generation could boot, giving up: {cause}"
             raise BootError(message, report)
         if self._remote.stop_asked or self._pool.stop_asked():
