@@ -188,9 +188,9 @@ class Server:
         self._reader.join(1)  # a worker that outlives it may keep the pipe open
         return code
 
-    def anyone_left(self) -> bool:
-        """Whether a descendant is still there, however it may have hidden."""
-        readable, _, _ = select.select([self.gone], [], [], 5)
+    def anyone_left(self, within: float = 5) -> bool:
+        """Whether a descendant is there after so many seconds, however it may have hidden."""
+        readable, _, _ = select.select([self.gone], [], [], within)
         return not readable
 
     def expect_error(self, *patterns: str) -> None:

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "worker": GROUND | EDGES | {"settings", "job"},
     "master": GROUND | EDGES | {"settings", "job", "pool", "worker", "remote", "journal"},
     "elsewhere": set(),
-    "inline": GROUND | EDGES | {"settings", "job", "worker", "remote"},
+    "inline": GROUND | EDGES | {"settings", "job", "worker", "remote", "journal"},
     "launch": GROUND | EDGES | ROLES | {"settings", "pidfile", "daemon", "inline"},
     "preforker": set(MODULES) - {"servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},

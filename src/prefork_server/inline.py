@@ -13,6 +13,7 @@ from types import FrameType
 
 from .acceptor import Relay
 from .job import Job
+from .journal import Journal
 from .remote import Remote
 from .reports import Reports
 from .scoreboard import Scoreboard
@@ -34,6 +35,7 @@ def run_inline(job: Job, remote: Remote) -> None:
         with remote.ringing(bell), standing_in(master), _hearing(master):
             job.hooks.after_fork(master)
             addresses = [listener.address for listener in job.listeners]
+            Journal(job.logger, os.getpid()).ready(addresses, ", inline")
             job.hooks.ready(addresses)
             remote.is_ready(addresses)
             job.work(master)

@@ -6,6 +6,7 @@ fails costs nobody anything.
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 from .pool import Death, WorkerHandle
@@ -37,6 +38,10 @@ class Journal:
         except Exception:  # a handler of the user's: the workers must not suffer for it
             with suppress(OSError, ValueError, AttributeError):
                 sys.stderr.write(f"{who}: the log handler failed for {event}\n")
+
+    def ready(self, addresses: Sequence[str], how: str = "") -> None:
+        where = f", listening on {', '.join(addresses)}" if addresses else ""
+        self.say(logging.INFO, "ready", None, "ready%s%s", where, how)
 
     def kill(self, worker: WorkerHandle, fault: str, company: str, stack: str) -> None:
         place = innermost(stack)

@@ -181,8 +181,7 @@ class Master:
     def _announce(self) -> None:
         self._announced = True
         addresses = [listener.address for listener in self._job.listeners]
-        where = f", listening on {', '.join(addresses)}" if addresses else ""
-        self._say(logging.INFO, "ready", None, "ready%s", where)
+        self._journal.ready(addresses)
         self._run_hook("ready", addresses)
         self._remote.is_ready(addresses)
 

@@ -1,0 +1,168 @@
+"""``serving``, with which users test their own servers, and we some of ours."""
+
+import os
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from prefork_server import (
+    BootError,
+    MasterHandle,
+    Preforker,
+    PreforkMixIn,
+    PreforkTCPServer,
+    PreforkUnixStreamServer,
+    Settings,
+)
+from prefork_server.testing import serving
+
+from .conftest import PATIENCE, alive, children, eventually, read_all
+
+pytestmark = pytest.mark.processes
+
+
+class Pid(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(b"%d" % os.getpid())
+
+
+class Fails(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        raise LookupError("in the handler")
+
+
+def asked(address: object, family: int = socket.AF_INET) -> bytes:
+    with socket.socket(family) as client:
+        client.settimeout(PATIENCE)
+        client.connect(address)  # type: ignore[arg-type]
+        return read_all(client)
+
+
+def test_within_it_answers_and_afterwards_nobody_is_left() -> None:
+    server = PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2)
+    with serving(server) as address:
+        assert address == server.server_address
+        assert int(asked(address)) in children(os.getpid())
+    assert not children(os.getpid())
+    assert server.fileno() == -1
+    with pytest.raises(ConnectionRefusedError):
+        asked(address)
+
+
+def test_it_serves_foreign_classes_paths_and_work_functions(tmp_path: object) -> None:
+    class Server(PreforkMixIn, socketserver.TCPServer):
+        settings = Settings(workers=1)
+
+    def work(master: MasterHandle) -> None:
+        for connection, _ in master.connections():
+            with connection:
+                connection.sendall(b"%d" % os.getpid())
+
+    with serving(Server(("127.0.0.1", 0), Pid)) as address:
+        assert int(asked(address)) != os.getpid()
+    with serving(PreforkUnixStreamServer(f"{tmp_path}/s", Pid, workers=1)) as address:
+        assert int(asked(address, socket.AF_UNIX)) != os.getpid()
+    with serving(Preforker(work, workers=1, listen="127.0.0.1:0")) as address:
+        assert int(asked(address)) != os.getpid()
+    with serving(Preforker(lambda master: master.wait(60), workers=1)) as address:
+        assert address is None
+
+
+def test_a_failed_test_shows_what_the_workers_logged() -> None:
+    with (
+        pytest.raises(AssertionError, match="the test's own") as caught,
+        serving(PreforkTCPServer(("127.0.0.1", 0), Fails, workers=1)) as address,
+    ):
+        assert asked(address) == b""
+        raise AssertionError("the test's own")
+    (note,) = caught.value.__notes__
+    assert "ready, listening on" in note
+    assert "handler failed for 127.0.0.1" in note
+    assert "LookupError: in the handler" in note
+
+
+def test_a_server_that_cannot_start_raises_what_it_raises() -> None:
+    def bad(master: MasterHandle) -> None:
+        raise LookupError("no table")
+
+    with (
+        pytest.raises(BootError, match="LookupError: no table") as caught,
+        serving(Preforker(lambda master: None, workers=1, after_fork=bad)),
+    ):
+        pass
+    assert "no table" in caught.value.__notes__[0]
+
+
+def test_one_that_does_not_get_ready_in_time_is_stopped() -> None:
+    def slow(master: MasterHandle) -> None:
+        master.wait(60)
+
+    with (
+        pytest.raises(AssertionError, match=r"not ready after 0\.2 s"),
+        serving(Preforker(slow, workers=1, after_fork=slow), timeout=0.2),
+    ):
+        pass
+    eventually(lambda: not children(os.getpid()))
+
+
+def test_a_process_that_a_handler_left_is_found_named_and_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prefork_server.testing._SOON", 0.2)
+    pids: list[int] = []
+
+    class Leaves(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+            self.wfile.write(b"%d" % pid)
+
+    with (
+        pytest.raises(AssertionError, match=r"still there .* now killed") as caught,
+        serving(PreforkTCPServer(("127.0.0.1", 0), Leaves, workers=1)) as address,
+        socket.create_connection(address, PATIENCE) as client,
+    ):
+        pids.append(int(client.recv(100)))
+    assert f"{{{pids[0]}: " in str(caught.value)
+    eventually(lambda: not alive(pids[0]))
+
+
+def test_workers_are_killed_all_the_time_and_clients_that_ask_again_are_served() -> None:
+    server = PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2)
+    with serving(server, kill_a_worker_every=0.02) as address:
+        pids: set[bytes] = set()
+
+        def ask() -> bool:
+            with suppress(ConnectionError):  # its worker was killed: it asks again
+                pids.add(asked(address))
+            return len(pids) > 20
+
+        eventually(ask)
+    assert not children(os.getpid())
+
+
+@pytest.mark.parametrize("never", [0, -1, float("nan")])
+def test_a_wrong_interval_is_refused(never: float) -> None:
+    server = PreforkTCPServer(("127.0.0.1", 0), Pid)
+    with server, pytest.raises(ValueError, match="seconds above 0"):
+        serving(server, kill_a_worker_every=never).__enter__()
+
+
+def test_what_the_log_said_before_and_after_goes_where_it_went() -> None:
+    program = """
+import socketserver
+from prefork_server import PreforkTCPServer
+from prefork_server.testing import serving
+with serving(PreforkTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler, workers=1)):
+    print("served")
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, check=True, text=True
+    )
+    assert (result.stdout, result.stderr) == ("served\n", "")
