@@ -209,7 +209,7 @@ def test_a_stop_during_the_boot_leaves_no_file_and_nobody(start: Starter, tmp_pa
     server = start("""
         def after_fork(master):
             print("booting", master.slot)
-            open("boot").read()
+            with open("boot") as gate: gate.read()
         Preforker(lambda master: None, workers=3, after_fork=after_fork).run()
     """)
     server.saw("booting 1")

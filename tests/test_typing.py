@@ -1,5 +1,6 @@
 """A stranger's code type-checks, and a misspelt setting is an error in his editor."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,16 @@ def test_a_misspelt_setting_is_an_error_to_a_type_checker(checker: str, tmp_path
     result = _check(checker, tmp_path / "wrong.py")
     assert result.returncode == 1
     assert result.stdout.count("workrs") >= 2, result.stdout
+
+
+def test_the_types_of_the_public_interface_are_complete() -> None:
+    pytest.importorskip("pyright")
+    verify = ["-m", "pyright", "--verifytypes", "prefork_server", "--ignoreexternal"]
+    result = subprocess.run(
+        [sys.executable, *verify, "--pythonpath", sys.executable],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Type completeness score: 100%" in result.stdout, result.stdout + result.stderr

@@ -38,7 +38,7 @@ class Relay:
     """Wakes one idle worker, whichever, so that it looks at the listeners anew."""
 
     def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
+        self.fd: int = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
 
     def wake_one(self) -> None:
         os.eventfd_write(self.fd, 1)

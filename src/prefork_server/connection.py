@@ -65,11 +65,11 @@ class Vigil:
         hush: Callable[[], None],
         pause: float,
     ) -> None:
-        self.beat = beat
-        self.is_over = is_over
-        self.bell = bell
-        self.hush = hush
-        self.pause = pause
+        self.beat: Callable[[], None] = beat
+        self.is_over: Callable[[], bool] = is_over
+        self.bell: int = bell
+        self.hush: Callable[[], None] = hush
+        self.pause: float = pause
 
 
 class Connection(socket.socket):

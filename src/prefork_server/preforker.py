@@ -49,7 +49,7 @@ class Preforker:
             raise ConfigError("log_path is the file of our own logger: give it, or logger")
         settled = settle(settings, keywords, timeout=5.0)
         name = settled.app_name or "preforker"
-        self.settings = settle(settled, {}, pid_path=file_name(name, ".pid"))
+        self.settings: Settings = settle(settled, {}, pid_path=file_name(name, ".pid"))
         self._addresses = () if listen is None else parse_all(listen)
         self._work = work
         self._hooks = Hooks(before_fork, after_fork, ready, after_worker_exit)

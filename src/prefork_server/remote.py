@@ -13,7 +13,7 @@ class Remote:
     """What any thread of the master's process may do: stop the server, and wait for it."""
 
     def __init__(self) -> None:
-        self.stop_asked = False
+        self.stop_asked: bool = False
         self.addresses: Sequence[str] = ()
         self.when_ready: Callable[[], object] = nothing
         self._settled = threading.Event()

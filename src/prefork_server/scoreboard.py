@@ -52,7 +52,7 @@ class Scoreboard:
     def __init__(self, capacity: int) -> None:
         rows = capacity + 1
         self._map = mmap.mmap(-1, rows * (_WORDS * 8 + _TEXT))
-        self.words = memoryview(self._map)[: rows * _WORDS * 8].cast("q")
+        self.words: memoryview[int] = memoryview(self._map)[: rows * _WORDS * 8].cast("q")
         self._text = memoryview(self._map)[rows * _WORDS * 8 :]
         self.capacity = capacity
 

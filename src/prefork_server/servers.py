@@ -36,7 +36,7 @@ from .settings import Settings, SettingsKeywords, settle
 from .worker import MasterHandle
 
 if TYPE_CHECKING:
-    _Base = socketserver.UDPServer  # which is a TCPServer to the standard library
+    _Base = socketserver.BaseServer
 else:
     _Base = object
 
@@ -66,6 +66,10 @@ class PreforkMixIn(_Base):
 
     settings: Settings = Settings()
     master: MasterHandle
+    socket_type: int
+    request_queue_size: int
+    allow_reuse_address: bool
+    max_packet_size: int  # of a datagram server
     _prefork_listener: Listener | None = None
     _prefork_more: "list[Listener]"
 
@@ -260,6 +264,9 @@ class PreforkMixIn(_Base):
 class _OwnServer(PreforkMixIn):
     """What our own servers share: addresses checked, and bound by our rules; a list of them;
     the settings as keywords, too; ``start()``."""
+
+    address_family: int
+    server_address: Any
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class Bell:
     """
 
     def __init__(self) -> None:
+        self.rope: int
         self._heard, self.rope = os.pipe()
         os.set_blocking(self._heard, False)
         os.set_blocking(self.rope, False)
@@ -67,7 +68,7 @@ class Inbox:
     """Where the master sleeps: until a signal, a ring, or the death of a watched worker."""
 
     def __init__(self) -> None:
-        self.bell = Bell()
+        self.bell: Bell = Bell()
         self._noted: dict[int, None] = {}  # a set that keeps the order
         self._epoll = select.epoll()
         self._epoll.register(self.bell.fileno(), select.EPOLLIN)

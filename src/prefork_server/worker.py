@@ -6,6 +6,7 @@ In here the master is a ``MasterHandle``, which user code calls ``master``.
 
 import faulthandler
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -146,8 +147,8 @@ class MasterHandle:
     def __init__(self, slot: int, job: Job, shared: Shared, bell: Bell) -> None:
         settings = job.settings
         self.slot = slot
-        self.pid = shared.master_pid
-        self.logger = job.logger
+        self.pid: int = shared.master_pid
+        self.logger: logging.Logger = job.logger
         self._board = shared.board
         self._title = shared.title
         self._master_bell = shared.bell
