@@ -7,12 +7,15 @@ supervised multi-process one; the servers here are the standard library's with i
 import os
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Unpack
 
+from .acceptor import ENTRANCE, Acceptor
+from .connection import Waiting
 from .errors import ConfigError
 from .job import HOOKS, Hooks, Job, nothing
 from .listeners import (
@@ -33,6 +36,8 @@ from .settings import Settings, SettingsKeywords, settle
 from .worker import MasterHandle
 
 if TYPE_CHECKING:
+    from .tls import Terms
+
     _Base = socketserver.TCPServer
 else:
     _Base = object
@@ -52,6 +57,9 @@ class PreforkMixIn(_Base):
     or the keyword argument of that name. Nothing else about the class changes, but
     that memory is not shared: what a handler changes, it changes in its worker.
 
+    ``socket`` may be one that ``SSLContext.wrap_socket(..., server_side=True)`` made. The
+    handshake is then made in the worker, right before the handler.
+
     A subclass may define hooks: ``before_fork()``, ``after_fork(master)``,
     ``ready(addresses)``, ``after_worker_exit(death)``; see ``Hooks``. In a worker
     ``server.master`` is the MasterHandle.
@@ -60,6 +68,7 @@ class PreforkMixIn(_Base):
     settings: Settings = Settings()
     master: MasterHandle
     _prefork_listener: Listener | None = None
+    _prefork_terms: "Terms | None" = None  # if this is a TLS server
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -88,15 +97,19 @@ class PreforkMixIn(_Base):
         logger = logger_named(None)
         with self._prefork_remote.running(), speaking(logger):
             settings = self._prefork_settled()
-            job = Job(
-                settings=settings,
-                app_name=settings.app_name or type(self).__name__,
-                logger=logger,
-                work=self._prefork_work,
-                listeners=[self._prefork_listening()],
-                hooks=Hooks(**{name: self._prefork_hook(name) for name in HOOKS}),
-            )
-            Master(job, self._prefork_remote).run()
+            try:
+                job = Job(
+                    settings=settings,
+                    app_name=settings.app_name or type(self).__name__,
+                    logger=logger,
+                    work=self._prefork_work,
+                    listeners=[self._prefork_listening()],
+                    hooks=Hooks(**{name: self._prefork_hook(name) for name in HOOKS}),
+                )
+                Master(job, self._prefork_remote).run()
+            finally:
+                if self._prefork_terms:
+                    self.socket.close()  # handle_request() would serve it in plain text
 
     def shutdown(self) -> None:
         """Stop the server gracefully; returns when ``serve_forever()`` is about to.
@@ -119,14 +132,24 @@ class PreforkMixIn(_Base):
             raise ConfigError("this server has served already, and is closed; make a new one")
         if sock.type != socket.SOCK_STREAM:
             raise ConfigError(f"stream servers only, and {type(self).__name__} has a {sock.type!r}")
-        if type(sock) is not socket.socket:
-            # socket.accept() below an SSLSocket would speak plain text on a TLS port.
-            raise ConfigError(
-                f"the listener must be a plain socket, not a {type(sock).__name__}: "
-                "wrap each connection instead, in get_request()"
-            )
         listener = self._prefork_listener
-        return listener if listener and listener.socket is sock else adopt(sock)
+        # Whoever wrapped the socket since we bound it has emptied ours.
+        wrapped = listener and listener.socket.fileno() < 0 and sock.getsockname()
+        if not listener or (listener.socket is not sock and wrapped != self.server_address):
+            listener = adopt(sock)
+        self._prefork_terms = None
+        if _is_tls(sock):
+            from .tls import take_apart
+
+            # socket.accept() below an SSLSocket would speak plain text on a TLS port, and
+            # its own would wait there for the handshake of one client, and for nobody else.
+            self.socket, self._prefork_terms = take_apart(sock)
+        elif type(sock) is not socket.socket:
+            raise ConfigError(
+                f"the listener must be a plain socket or an SSLSocket, not a {type(sock).__name__}"
+            )
+        listener.socket = self.socket
+        return listener
 
     def _prefork_settled(self) -> Settings:
         # Under the mix-in alone a client may be silent for as long as the class had it.
@@ -151,9 +174,15 @@ class PreforkMixIn(_Base):
         # standard one is replaced by an accept that makes a Connection.
         foreign = type(self).get_request is not socketserver.TCPServer.get_request
         elsewhere = _Elsewhere(self)
+        terms = self._prefork_terms
+        if terms:
+            acceptor.wrap = terms.wrap
+            self._prefork_shake_hands_first()
+        if foreign or terms:
+            acceptor.lend()
         for listener in master._waiting(self.service_actions):
             try:
-                taken = self.get_request() if foreign else acceptor.accept(listener)
+                taken = self._prefork_ask(acceptor) if foreign else acceptor.accept(listener)
             except OSError as error:
                 acceptor.failed(error)
             except Exception:  # user code, before there is anybody to answer
@@ -161,15 +190,52 @@ class PreforkMixIn(_Base):
             else:
                 if taken is None:
                     continue
-                if foreign:
-                    acceptor.took(taken[0])
                 master._took(taken[1])
-                if foreign and settings.timeout and settings.client_timeout:
+                known = isinstance(taken[0], Waiting)
+                if not known and settings.timeout and settings.client_timeout:
                     # Reading from it and writing to it gives no signs of life.
                     master.wants_me_alive(max(settings.timeout, settings.client_timeout))
                 self._prefork_serve(master, *taken)
         while elsewhere.is_busy():
             master._beat()
+
+    def _prefork_ask(self, acceptor: Acceptor) -> tuple[Any, Any] | None:
+        """Let the class take a connection, and see to it that waiting for that is ours."""
+        timeout = self._prefork_settled().timeout
+        if timeout:
+            self.master.wants_me_alive(timeout + ENTRANCE)  # it may make a handshake of its own
+        taken = self.get_request()
+        if not taken:
+            return None
+        request, peer = taken
+        if isinstance(request, socket.socket):
+            acceptor.let_in(request)
+            if _is_tls(request):
+                from .tls import adopt
+
+                request = adopt(request, acceptor.vigil, request.gettimeout())
+            elif self._prefork_terms:
+                request = self._prefork_terms.wrap(request, acceptor.vigil)
+        acceptor.took(request)
+        return request, peer
+
+    def _prefork_shake_hands_first(self) -> None:
+        """In the handler's time and place, which with ThreadingMixIn is a thread of its own:
+        a silent client must not keep others from being accepted."""
+        from .tls import shake_hands
+
+        finish, terms = self.finish_request, self._prefork_terms
+
+        def finish_request(request: Any, peer: Any) -> None:
+            try:
+                if terms and terms.handshake:
+                    shake_hands(request)
+            except OSError as error:
+                self._prefork_report(self.master, request, peer, error)
+            else:
+                finish(request, peer)
+
+        vars(self)["finish_request"] = finish_request
 
     def _prefork_serve(self, master: MasterHandle, request: Any, peer: Any) -> None:
         """One connection, and nothing that happens in it ends the worker, or the loop."""
@@ -205,6 +271,11 @@ class PreforkMixIn(_Base):
                 self.handle_error(request, peer)
             except Exception:
                 master.logger.exception("handle_error failed for %s", text, extra=extra)
+
+
+def _is_tls(sock: object) -> bool:
+    ssl = sys.modules.get("ssl")  # who has one of its sockets has imported it
+    return ssl is not None and isinstance(sock, ssl.SSLSocket)
 
 
 class _Elsewhere:
