@@ -36,11 +36,14 @@ MAY_IMPORT = {
     "worker": GROUND | EDGES | {"settings", "job"},
     "master": GROUND | EDGES | {"settings", "job", "pool", "worker", "remote", "journal"},
     "elsewhere": set(),
+    "reception": GROUND | EDGES | {"settings", "worker", "tls"},
     "inline": GROUND | EDGES | {"settings", "job", "worker", "remote", "journal"},
     "launch": GROUND | EDGES | ROLES | {"settings", "pidfile", "daemon", "inline"},
     "preforker": set(MODULES) - {"servers", "__init__"},
+    "tls": {"connection"},
+    "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},
-    "testing": {"listeners", "logfiles", "preforker", "servers"},
+    "testing": {"listeners", "logfiles", "preforker", "mixin"},
     "__init__": set(MODULES) - {"testing"},
 }
 
@@ -71,7 +74,7 @@ WIDE = {
     "master": {"_run_hook"},
     "journal": {"say"},
     "worker": {"_live"},
-    "servers": {"_prefork_work", "_prefork_serve", "_prefork_report"},
+    "mixin": {"_prefork_work", "_prefork_serve", "_prefork_report"},
     "elsewhere": {"_begin_counted"},
     "listeners": {"listen"},
     "pidfile": {"_locked"},
@@ -130,7 +133,7 @@ def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
 def test_the_core_is_small_enough_to_read() -> None:
     core = (path for path in PACKAGE.glob("*.py") if path.stem != "testing")
     lines = {path.stem: path.read_text().count("\n") for path in core}
-    assert sum(lines.values()) <= 3900, lines
+    assert sum(lines.values()) <= 4200, lines
     assert max(lines.values()) <= 400, lines
 
 

@@ -108,9 +108,10 @@ def test_settimeout_means_this_connections_own_limit(worker: Worker) -> None:
         ours.settimeout(0)
         with pytest.raises(BlockingIOError):
             ours.recv(1)
-        assert not os.get_blocking(ours.fileno())
+        assert not os.get_blocking(ours.fileno()) and not ours.getblocking()
         ours.setblocking(True)
         assert ours.gettimeout() is None and os.get_blocking(ours.fileno())
+        assert ours.getblocking()
 
 
 def test_waitall_waits_for_all_of_it_in_slices(worker: Worker) -> None:

@@ -510,27 +510,6 @@ def test_a_wrong_kind_of_address_is_refused_in_a_sentence(start: Starter) -> Non
     server.saw("refused:", times=3)
 
 
-def test_a_tls_listener_is_refused_and_not_served_in_plain_text(start: Starter) -> None:
-    server = start("""
-        import ssl
-
-        class Server(PreforkMixIn, socketserver.TCPServer):
-            settings = Settings(workers=1)
-
-        for server_class in (Server, PreforkTCPServer):
-            with server_class(("127.0.0.1", 0), Echo) as server:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                server.socket = context.wrap_socket(server.socket, server_side=True)
-                try:
-                    server.serve_forever()
-                except ConfigError as error:
-                    print("refused:", error, flush=True)
-                server.shutdown()  # nothing runs, and nobody waits
-    """)
-    assert server.wait() == 0
-    server.saw("refused: the listener must be a plain socket, not a SSLSocket: wrap", times=2)
-
-
 def test_the_mix_in_behind_the_server_class_is_refused() -> None:
     with pytest.raises(TypeError, match="Wrong: PreforkMixIn goes before the server class"):
         type("Wrong", (socketserver.TCPServer, PreforkMixIn), {})

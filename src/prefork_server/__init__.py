@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .errors import BindError, BootError, ConfigError, PreforkError
     from .job import Hooks
+    from .mixin import PreforkMixIn
     from .pool import Death
     from .preforker import Preforker
     from .servers import (
-        PreforkMixIn,
         PreforkTCPServer,
         PreforkUDPServer,
         PreforkUnixDatagramServer,
@@ -37,8 +37,8 @@ _HOMES = {
     "job": ("Hooks",),
     "pool": ("Death",),
     "preforker": ("Preforker",),
+    "mixin": ("PreforkMixIn",),
     "servers": (
-        "PreforkMixIn",
         "PreforkTCPServer",
         "PreforkUDPServer",
         "PreforkUnixDatagramServer",

@@ -30,6 +30,10 @@ _COURTESY_NS = SECOND // 1000  # after one that is kept: time enough for a sibli
 _PAUSES = (0.1, 1.0)  # seconds without descriptors: the first pause, and the longest
 _COMPLAINTS_NS = 5 * SECOND  # a log line about them at most so often
 
+ENTRANCE = 9.75
+"""Seconds of a client's silence that a ``get_request`` of the class's own is left to, since
+nobody else is accepted meanwhile. No round number: it must not be mistaken for the class's."""
+
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
@@ -77,7 +81,8 @@ class Acceptor:
         self._listeners = {s.fileno(): s for s in listeners}
         self._kinds = {s.fileno(): (int(s.family), int(s.type), s.proto) for s in listeners}
         self._relay = relay
-        self._vigil = vigil
+        self.vigil = vigil
+        self.wrap: Callable[[socket.socket, Vigil], Any] | None = None  # for TLS
         self._patience = patience
         self._logger = logger
         self._answering: dict[int, Connection] = {}
@@ -126,20 +131,43 @@ class Acceptor:
             self._relay.woken()
             self._enlist()
         else:
-            self._vigil.hush()
+            self.vigil.hush()
         return False
 
-    def accept(self, listener: socket.socket) -> tuple[Connection, Any] | None:
+    def accept(self, listener: socket.socket) -> tuple[Any, Any] | None:
         """Take one connection. None: nobody there after all. OSError: the listener is broken."""
         try:
-            fd, peer = _accept(listener)
+            taken = self._take(listener, self._patience)
         except OSError as error:
             self.failed(error)
             return None
-        kinds = self._kinds[listener.fileno()]
-        connection = Connection(*kinds, fd, self._vigil, self._patience)
-        self.took(connection)
-        return connection, peer
+        self.took(taken[0])
+        return taken
+
+    def _take(self, listener: socket.socket, patience: float | None) -> tuple[Any, Any]:
+        fd, peer = _accept(listener)
+        connection = Connection(*self._kinds[listener.fileno()], fd, self.vigil, patience)
+        return (self.wrap(connection, self.vigil) if self.wrap else connection), peer
+
+    def lend(self) -> None:
+        """Let the ``accept()`` of the listeners themselves return connections of ours, for a
+        class that calls it: on theirs it would wait, and on a TLS port speak, without us."""
+        take = self._take
+        patience = ENTRANCE if self._patience is None else min(self._patience, ENTRANCE)
+
+        class Lent(socket.socket):
+            __slots__ = ()
+
+            def accept(self) -> tuple[Any, Any]:
+                return take(self, patience)
+
+        for listener in self._listeners.values():
+            listener.__class__ = Lent
+
+    def let_in(self, connection: socket.socket) -> None:
+        """Past the entrance its client may be silent for as long as any other."""
+        if connection.gettimeout() == ENTRANCE:
+            connection.settimeout(self._patience)
 
     def receive(self, listener: socket.socket, size: int) -> tuple[Any, Any] | None:
         """Take one datagram, as ``socketserver`` has it: ``(data, socket), peer``."""
@@ -156,7 +184,7 @@ class Acceptor:
         fd = listener.fileno()
         if fd not in self._answering:
             copy = os.dup(fd)
-            self._answering[fd] = Connection(*self._kinds[fd], copy, self._vigil, self._patience)
+            self._answering[fd] = Connection(*self._kinds[fd], copy, self.vigil, self._patience)
         return self._answering[fd]
 
     def took(self, connection: object) -> None:

@@ -19,6 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    _Socket = socket.socket
+else:
+    _Socket = object
+
 _FAREWELL = 1.0  # seconds a retiring worker waits for a client that has asked for nothing
 _CHUNK = 1 << 20  # bytes of a file per system call
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -72,7 +76,69 @@ class Vigil:
         self.pause: float = pause
 
 
-class Connection(socket.socket):
+class Waiting(_Socket):
+    """Waiting for a client by the rules of a ``Vigil``: what all our connections share."""
+
+    __slots__ = ()
+
+    _asked: bool  # whether the client spoke last
+    _patience: float | None
+    _vigil: Vigil
+
+    def settimeout(self, value: float | None, /) -> None:
+        if value is not None and not value >= 0:
+            raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {value!r}")
+        self._patience = value
+
+    def gettimeout(self) -> float | None:
+        return self._patience
+
+    @property
+    def timeout(self) -> float | None:
+        return self._patience
+
+    def setblocking(self, flag: bool, /) -> None:
+        self.settimeout(None if flag else 0)
+
+    def getblocking(self) -> bool:
+        return self._patience != 0
+
+    def __getstate__(self) -> object:
+        raise TypeError("cannot pickle a connection")
+
+    def _wait(self, event: int, reading: bool, last: float | None = None) -> bool:
+        """Wait until the socket may be used, at the latest until ``last``, if that is not
+        one patience from now. False: the worker is to go, and nothing came."""
+        vigil = self._vigil
+        fd = self.fileno()
+        poll = select.poll()
+        poll.register(fd, event)
+        poll.register(vigil.bell, select.POLLIN)
+        over = False
+        now = time.monotonic()
+        if last is None:
+            last = now + self._patience if self._patience is not None else float("inf")
+        while True:
+            vigil.beat()
+            if not over and vigil.is_over():
+                over = True
+                poll.unregister(vigil.bell)  # it has nothing more to say, and may ring on
+                if reading and not self._asked:
+                    last = min(last, now + _FAREWELL)
+            pause = max(0.0, min(vigil.pause, last - now))
+            ready = [found for found, _ in poll.poll(pause * 1000)]
+            if fd in ready:
+                return True
+            now = time.monotonic()
+            if now >= last:
+                if over and reading and not self._asked:
+                    return False
+                raise TimeoutError("timed out")
+            if ready:
+                vigil.hush()
+
+
+class Connection(Waiting, socket.socket):
     """A connected stream socket; all of the ``socket`` API, with other waiting.
 
     Of a datagram server it is what answers are sent from.
@@ -95,12 +161,13 @@ class Connection(socket.socket):
     def __init__(
         self, family: int, kind: int, proto: int, fileno: int, vigil: Vigil, patience: float | None
     ) -> None:
-        super().__init__(family, kind, proto, fileno)  # plain ints: enums cost 2 microseconds
+        # Plain ints: enums cost 2 microseconds.
+        socket.socket.__init__(self, family, kind, proto, fileno)
         if socket.getdefaulttimeout() is not None:
-            super().settimeout(None)  # it would wait below us, without a beat
+            socket.socket.settimeout(self, None)  # it would wait below us, without a beat
         self._vigil = vigil
         self._patience = patience
-        self._asked = False  # whether the client spoke last
+        self._asked = False
 
     # Reading
 
@@ -211,29 +278,14 @@ class Connection(socket.socket):
     # Time limits
 
     def settimeout(self, value: float | None, /) -> None:
-        if value is not None and not value >= 0:
-            raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {value!r}")
-        self._patience = value
-        super().settimeout(0 if value == 0 else None)
-
-    def gettimeout(self) -> float | None:
-        return self._patience
-
-    @property
-    def timeout(self) -> float | None:
-        return self._patience
-
-    def setblocking(self, flag: bool, /) -> None:
-        self.settimeout(None if flag else 0)
+        super().settimeout(value)
+        socket.socket.settimeout(self, 0 if value == 0 else None)
 
     def dup(self) -> socket.socket:  # type: ignore[override]
         """A plain socket on the same connection: what is done with it is not looked after."""
         copy = socket.socket(self.family, self.type, self.proto, os.dup(self.fileno()))
         copy.settimeout(self._patience)
         return copy
-
-    def __getstate__(self) -> object:
-        raise TypeError("cannot pickle a connection")
 
     @contextmanager
     def without_waiting(self) -> Iterator[None]:
@@ -254,7 +306,7 @@ class Connection(socket.socket):
                 except BlockingIOError:
                     if self._patience == 0:
                         raise
-                    if not self._wait(select.POLLIN):
+                    if not self._wait(select.POLLIN, True):
                         return nothing
                 else:
                     self._asked = True
@@ -272,7 +324,7 @@ class Connection(socket.socket):
                 except BlockingIOError:
                     if self._patience == 0:
                         raise
-                    self._wait(select.POLLOUT)
+                    self._wait(select.POLLOUT, False)
                 else:
                     self._asked = False
                     self._vigil.beat()
@@ -280,35 +332,6 @@ class Connection(socket.socket):
         except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
             raise
-
-    def _wait(self, event: int) -> bool:
-        """Wait until the socket may be used. False: the worker is to go, and nothing came."""
-        vigil = self._vigil
-        fd = self.fileno()
-        poll = select.poll()
-        poll.register(fd, event)
-        poll.register(vigil.bell, select.POLLIN)
-        over = False
-        now = time.monotonic()
-        last = now + self._patience if self._patience is not None else float("inf")
-        while True:
-            vigil.beat()
-            if not over and vigil.is_over():
-                over = True
-                poll.unregister(vigil.bell)  # it has nothing more to say, and may ring on
-                if event == select.POLLIN and not self._asked:
-                    last = min(last, now + _FAREWELL)
-            pause = max(0.0, min(vigil.pause, last - now))
-            ready = [found for found, _ in poll.poll(pause * 1000)]
-            if fd in ready:
-                return True
-            now = time.monotonic()
-            if now >= last:
-                if over and event == select.POLLIN and not self._asked:
-                    return False
-                raise TimeoutError("timed out")
-            if ready:
-                vigil.hush()
 
 
 def _sendfile(target: int, source: int, offset: int, count: int, flags: int) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 
 from .listeners import parse
 from .logfiles import logger_named
+from .mixin import PreforkMixIn
 from .preforker import Preforker
-from .servers import PreforkMixIn
 
 _SOON = 5.0  # seconds for what a stopped server leaves, to be gone, too
 

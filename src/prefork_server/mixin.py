@@ -1,0 +1,243 @@
+"""The mix-in that turns any ``socketserver`` server, written by anyone, into a supervised
+multi-process one."""
+
+import os
+import socket
+import socketserver
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from .elsewhere import Elsewhere
+from .errors import ConfigError
+from .job import HOOKS, Hooks, Job, nothing
+from .launch import Launch
+from .listeners import BACKLOG, Listener, address_text, adopt
+from .logfiles import fill_standard_descriptors, logger_named
+from .reception import Reception, is_tls
+from .remote import Remote
+from .settings import Settings, settle
+from .worker import MasterHandle
+
+if TYPE_CHECKING:
+    from .tls import Terms
+
+    _Base = socketserver.BaseServer
+else:
+    _Base = object
+
+
+_Socket = socket.socket  # the class below has an attribute of that name
+
+
+class PreforkMixIn(_Base):
+    """Put it first: ``class Server(PreforkMixIn, socketserver.TCPServer): ...``
+
+    ``serve_forever()`` then forks workers that share the listening socket, each
+    serving one connection at a time, and replaces those that end or hang. It works
+    from any thread; it returns after a signal (on the main thread) or ``shutdown()``
+    when every worker is gone. The server is closed by then.
+
+    How many workers, and how patient it is, says the class attribute ``settings``
+    or the keyword argument of that name. Nothing else about the class changes, but
+    that memory is not shared: what a handler changes, it changes in its worker.
+
+    ``socket`` may be one that ``SSLContext.wrap_socket(..., server_side=True)`` made. The
+    handshake is then made in the worker, right before the handler.
+
+    A subclass may define hooks: ``before_fork()``, ``after_fork(master)``,
+    ``ready(addresses)``, ``after_worker_exit(death)``; see ``Hooks``. In a worker
+    ``server.master`` is the MasterHandle.
+    """
+
+    settings: Settings = Settings()
+    master: MasterHandle
+    socket: _Socket
+    socket_type: int
+    request_queue_size: int
+    allow_reuse_address: bool
+    max_packet_size: int  # of a datagram server
+    _prefork_listener: Listener | None = None
+    _prefork_more: "list[Listener]"
+    _prefork_terms: "Terms | None" = None  # if this is a TLS server
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.serve_forever is socketserver.BaseServer.serve_forever:
+            raise TypeError(f"{cls.__name__}: PreforkMixIn goes before the server class")
+
+    def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
+        if settings is not None:
+            self.settings = settings
+        self._prefork_remote = Remote()
+        self._prefork_more = []
+        fill_standard_descriptors()
+        # The standard library's own defaults (a queue of 5, and 60 s before a port can be
+        # had again) are for another kind of server; any other class means what it says.
+        # Of datagram servers it would let two have one port.
+        stream = self.socket_type == socket.SOCK_STREAM
+        for name, value in (("request_queue_size", BACKLOG), ("allow_reuse_address", stream)):
+            if not any(
+                name in vars(c) for c in type(self).__mro__ if c.__module__ != "socketserver"
+            ):
+                setattr(self, name, value)
+        super().__init__(*args, **kwargs)
+
+    def serve_forever(self, poll_interval: float = 0.5, *args: Any, **kwargs: Any) -> None:
+        """Fork workers, and serve until a signal or ``shutdown()`` ends it.
+
+        This stands in the place of the class's own, and takes what that may have taken;
+        nothing is polled for. Raises ConfigError for settings that cannot be, BootError
+        if no worker gets ready.
+        """
+        try:
+            self._prefork_launch().run()
+        finally:
+            if self._prefork_terms:
+                self.socket.close()  # handle_request() would serve it in plain text
+
+    def shutdown(self) -> None:
+        """Stop the server gracefully; returns when ``serve_forever()`` is about to.
+
+        May be called from any thread, and, unlike the standard library's, from a
+        handler: in a worker it asks the master, and returns at once.
+        """
+        self._prefork_remote.shut_down()
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait, in another thread than ``serve_forever()``, until the first worker is ready.
+
+        False if the time (seconds) is over, or the server ended, before.
+        """
+        return self._prefork_remote.wait_ready(timeout)
+
+    def _prefork_launch(self) -> Launch:
+        settings = self._prefork_settled()
+        name = settings.app_name or type(self).__name__
+        return Launch(settings, name, logger_named(None), self._prefork_remote, self._prefork_job)
+
+    @contextmanager
+    def _prefork_job(self) -> Iterator[Job]:
+        launch = self._prefork_launch()
+        yield Job(
+            settings=launch.settings,
+            app_name=launch.app_name,
+            logger=launch.logger,
+            work=self._prefork_work,
+            listeners=[self._prefork_listening(), *self._prefork_more],
+            hooks=Hooks(**{name: self._prefork_hook(name) for name in HOOKS}),
+        )
+
+    def _prefork_listening(self) -> Listener:
+        sock = self.socket
+        if sock.fileno() < 0:
+            raise ConfigError("this server has served already, and is closed; make a new one")
+        listener = self._prefork_listener
+        # Whoever wrapped the socket since we bound it has emptied ours.
+        wrapped = listener and listener.socket.fileno() < 0 and sock.getsockname()
+        if not listener or (listener.socket is not sock and wrapped != self.server_address):
+            listener = adopt(sock)
+        if is_tls(sock):
+            from .tls import take_apart
+
+            # socket.accept() below an SSLSocket would speak plain text on a TLS port, and
+            # its own would wait there for the handshake of one client, and for nobody else.
+            plain, self._prefork_terms = take_apart(sock)
+            self.socket = plain
+        elif type(sock) is not socket.socket:
+            raise ConfigError(
+                f"the listener must be a plain socket or an SSLSocket, not a {type(sock).__name__}"
+            )
+        listener.socket = self.socket
+        return listener
+
+    def _prefork_settled(self) -> Settings:
+        # Under the mix-in alone a client may be silent for as long as the class had it.
+        return settle(self.settings, {}, client_timeout=None)
+
+    def _prefork_hook(self, name: str) -> Callable[..., object]:
+        """A hook as the user's classes define it. The foreign class behind the mix-in may
+        have something of its own by that name, which is not meant."""
+        ours = takewhile(lambda cls: cls is not PreforkMixIn, type(self).__mro__)
+        if any(name in vars(cls) for cls in ours):
+            hook: Callable[..., object] = getattr(self, name)
+            return hook
+        return nothing
+
+    # In the worker
+
+    def _prefork_work(self, master: MasterHandle) -> None:
+        self.master = master
+        acceptor = master._accepting()
+        if self._prefork_terms:
+            acceptor.wrap = self._prefork_terms.wrap
+            self._prefork_shake_hands_first()
+        take = Reception(self, master, acceptor, self._prefork_settled()).take
+        elsewhere = Elsewhere(self)
+        for listener in master._waiting(self.service_actions):
+            try:
+                taken = take(listener)
+            except OSError as error:
+                acceptor.failed(error)
+            except Exception:  # user code, before there is anybody to answer
+                master.logger.exception("get_request failed", extra={"event": "request_failed"})
+            else:
+                if taken is not None:
+                    self._prefork_serve(master, *taken)
+        while elsewhere.is_busy():
+            master._beat()
+        acceptor.hang_up()
+
+    def _prefork_shake_hands_first(self) -> None:
+        """In the handler's time and place, which with ThreadingMixIn is a thread of its own:
+        a silent client must not keep others from being accepted."""
+        from .tls import shake_hands
+
+        finish, terms = self.finish_request, self._prefork_terms
+
+        def finish_request(request: Any, peer: Any) -> None:
+            try:
+                if terms and terms.handshake:
+                    shake_hands(request)
+            except OSError as error:
+                self._prefork_report(self.master, request, peer, error)
+            else:
+                finish(request, peer)
+
+        vars(self)["finish_request"] = finish_request
+
+    def _prefork_serve(self, master: MasterHandle, request: Any, peer: Any) -> None:
+        """One connection, and nothing that happens in it ends the worker, or the loop."""
+        try:
+            if self.verify_request(request, peer):
+                self.process_request(request, peer)
+            else:
+                self.shutdown_request(request)
+        except BaseException as error:
+            # User code. SystemExit asks for a new worker, after this one's manners.
+            if isinstance(error, SystemExit):
+                master.retire()
+            else:
+                self._prefork_report(master, request, peer, error)
+            try:
+                self.shutdown_request(request)
+            except Exception:
+                master.logger.exception("shutdown_request failed", extra={"event": "close_failed"})
+                with suppress(Exception):
+                    request.close()
+
+    def _prefork_report(
+        self, master: MasterHandle, request: Any, peer: Any, error: BaseException
+    ) -> None:
+        text = address_text(peer) if peer else "a client"
+        extra = {"event": "request_failed", "worker": master.slot, "pid": os.getpid()}
+        if getattr(error, "by_client", False):
+            master.logger.debug("%s is gone: %s", text, error, extra=extra)
+        elif type(self).handle_error is socketserver.BaseServer.handle_error:
+            master.logger.error("handler failed for %s", text, exc_info=error, extra=extra)
+        else:
+            try:
+                self.handle_error(request, peer)
+            except Exception:
+                master.logger.exception("handle_error failed for %s", text, extra=extra)

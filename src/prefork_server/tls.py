@@ -1,0 +1,156 @@
+"""TLS: connections that wait as ``Connection`` does, and listeners taken apart.
+
+Imported where a program has an SSLSocket, and only there: ``ssl`` is heavy.
+"""
+
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .connection import Vigil, Waiting
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+HANDSHAKE = 10.0
+"""Seconds for all of a handshake. It is a few round trips, and whoever is slower has asked
+for nothing yet. A limit of each silence alone would let bytes that trickle in hold a place."""
+
+_UNFINISHED = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
+
+
+class TLSConnection(Waiting, ssl.SSLSocket):
+    """An ``SSLSocket`` that waits as a ``Connection`` does.
+
+    ``timeout``, ``by_client`` and the end of the worker mean the same. What goes wrong in
+    TLS itself is by the client, too. Below, the descriptor never blocks.
+    """
+
+    _sslobj: Any  # None after shutdown() and unwrap(): then it speaks, and waits, in plain
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> Any:
+        if self._sslobj and not flags:
+            return self.read(buflen)
+        return self._persist(super().recv, True, b"", buflen, flags)
+
+    def recv_into(
+        self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0
+    ) -> Any:
+        nbytes = nbytes or memoryview(buffer).nbytes
+        if self._sslobj and not flags:
+            return self.read(nbytes, buffer)
+        return self._persist(super().recv_into, True, 0, buffer, nbytes, flags)
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - ssl's name
+        return self._persist(super().read, True, b"" if buffer is None else 0, len, buffer)
+
+    def send(self, data: "ReadableBuffer", flags: int = 0) -> Any:
+        return self._persist(super().send, False, None, data, flags)
+
+    def write(self, data: "ReadableBuffer") -> Any:
+        return self._persist(super().write, False, None, data)
+
+    def sendall(self, data: "ReadableBuffer", flags: int = 0) -> None:
+        with memoryview(data) as view, view.cast("B") as rest:
+            sent = 0
+            while sent < len(rest):
+                sent += self.send(rest[sent:], flags)
+
+    def do_handshake(self, block: bool = False) -> None:
+        """``TimeoutError`` after HANDSHAKE seconds in all; after ``timeout``, if that is less."""
+        last = time.monotonic() + min(HANDSHAKE, self._patience or HANDSHAKE)
+        self._persist(super().do_handshake, True, None, block, last=last)
+        self._asked = False  # it has only connected
+
+    def unwrap(self) -> Any:
+        return self._persist(super().unwrap, True, None)
+
+    def shutdown(self, how: int) -> None:
+        # The standard library omits the goodbye that tells a whole answer from one cut short,
+        # and clients complain. We say it if there is room, and await no reply.
+        if self._sslobj and how != socket.SHUT_RD:
+            with suppress(OSError, ValueError):
+                self._sslobj.shutdown()
+        super().shutdown(how)
+
+    def _persist(
+        self,
+        operation: Callable[..., Any],
+        reading: bool,
+        nothing: Any,
+        *args: Any,
+        last: float | None = None,
+    ) -> Any:
+        try:
+            while True:
+                try:
+                    result = operation(*args)
+                except _UNFINISHED as wants:
+                    if self._patience == 0:
+                        raise
+                    said = type(wants)  # a handshake may have to read, and then to write
+                    read = reading if said is BlockingIOError else said is ssl.SSLWantReadError
+                    if not self._wait(select.POLLIN if read else select.POLLOUT, reading, last):
+                        if nothing is None:
+                            raise ConnectionAbortedError("nothing came, and we go") from None
+                        return nothing
+                    # Part of a record, perhaps: who has begun to ask is waited for.
+                    self._asked = self._asked or (reading and read)
+                else:
+                    self._asked = reading
+                    self._vigil.beat()
+                    return result
+        except _UNFINISHED:  # a timeout of 0 is the handler's own wish
+            raise
+        except (ConnectionError, TimeoutError, ssl.SSLError) as failure:
+            failure.by_client = True  # type: ignore[union-attr]
+            raise
+
+
+def adopt(sock: Any, vigil: Vigil, patience: float | None) -> ssl.SSLSocket:
+    """Have it wait as a ``TLSConnection``; one of a class of the program's own stays as it is."""
+    if type(sock) is ssl.SSLSocket:
+        sock.setblocking(False)
+        sock.__class__ = TLSConnection
+        vars(sock).update(_vigil=vigil, _patience=patience, _asked=False)
+    return sock  # type: ignore[no-any-return]
+
+
+def shake_hands(request: Any) -> None:
+    """Before anything is read. An OSError of it is ``by_client``."""
+    if isinstance(request, ssl.SSLSocket):
+        patience = request.gettimeout()
+        try:
+            request.settimeout(min(HANDSHAKE, patience or HANDSHAKE))
+            request.do_handshake()
+            request.settimeout(patience)
+        except OSError as failure:
+            failure.by_client = True  # type: ignore[attr-defined]
+            raise
+
+
+class Terms(NamedTuple):
+    """What a listening SSLSocket was made with, and its connections shall be."""
+
+    context: ssl.SSLContext
+    handshake: bool
+    ragged: bool
+
+    def wrap(self, connection: socket.socket, vigil: Vigil) -> ssl.SSLSocket:
+        """TLS from here on, the handshake yet to come. OSError: the client is gone."""
+        patience = connection.gettimeout()
+        with connection:  # it is empty after this, or to be closed
+            connection.getpeername()  # after a reset, wrap_socket fails and leaves one unclosed
+            wrapped = self.context.wrap_socket(connection, True, False, self.ragged)
+        return adopt(wrapped, vigil, patience)
+
+
+def take_apart(listener: Any) -> tuple[socket.socket, Terms]:
+    """A plain listener in place of this one, and on what terms its connections are wrapped."""
+    terms = Terms(listener.context, listener.do_handshake_on_connect, listener.suppress_ragged_eofs)
+    kinds = int(listener.family), int(listener.type), listener.proto
+    return socket.socket(*kinds, listener.detach()), terms
