@@ -25,14 +25,14 @@ $(BIN)/.made: pyproject.toml
 	@touch $@
 
 test: $(BIN)/.made ## make an environment and pass the tests; TEST=... chooses, PYTHON=... too
-	$(BIN)/python -m pytest $(TEST)
+	$(BIN)/python -m pytest -n 4 $(TEST)
 
 check: $(BIN)/.made ## all that is asked of a change: format, lint, types, tests with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest -n 4
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

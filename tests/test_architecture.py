@@ -114,6 +114,11 @@ def test_only_named_modules_touch_processes(call: str) -> None:
     assert callers == MAY_CALL[call]
 
 
+def test_nothing_goes_through_a_shell() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert "shell=True" not in path.read_text(), path
+
+
 def test_wide_excepts_stand_around_user_code_alone() -> None:
     wide: dict[str, set[str]] = {}
     for module, tree in MODULES.items():

@@ -200,6 +200,23 @@ def test_a_daemon_has_no_terminal_and_the_same_directory_umask_and_environment(
     daemon.stop()
 
 
+def test_only_the_launcher_comes_back_from_start(launch: Launch, tmp_path: Path) -> None:
+    daemon = launch("""
+    import atexit
+    def note(name):
+        with open(name, "a") as file:
+            file.write(f"{os.getpid()}\\n")
+    atexit.register(note, "exits")
+    try:
+        print("launched", Preforker(work, workers=1).start())
+    finally:
+        note("returns")
+    """)
+    daemon.stop()
+    for name in ("returns", "exits"):
+        assert (tmp_path / name).read_text() == f"{daemon.launcher.pid}\n", name
+
+
 def test_the_launcher_with_closed_standard_descriptors_gets_a_sound_daemon(
     start: Starter, tmp_path: Path
 ) -> None:

@@ -31,9 +31,9 @@ def test_no_path_is_no_file(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("left", ["", f"{os.getpid()}\n", "1\n", "garbage", "9" * 500, "-1", "\0"])
+@pytest.mark.parametrize("left", ["", "ours", "1\n", "garbage", "9" * 500, "-1", "\0"])
 def test_what_a_dead_holder_left_keeps_nobody_from_starting(path: Path, left: str) -> None:
-    path.write_text(left)
+    path.write_text(f"{os.getpid()}\n" if left == "ours" else left)
     with claimed(path):
         assert path.read_text() == f"{os.getpid()}\n"
 

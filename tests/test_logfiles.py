@@ -1,0 +1,132 @@
+"""The log and what is printed: into files that are what they should be, in whole lines."""
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from prefork_server import ConfigError, Preforker
+from prefork_server.logfiles import open_appending, redirected, speaking
+
+from .conftest import Starter
+
+
+@pytest.mark.parametrize(
+    "kind", ["directory", "link", "dangling link", "fifo", "socket", "nowhere"]
+)
+def test_a_path_that_is_no_file_is_refused_before_anything_is_forked(
+    tmp_path: Path, kind: str
+) -> None:
+    path, victim = tmp_path / "log", tmp_path / "victim"
+    victim.write_text("precious")
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "link":
+            path.symlink_to(victim)
+        case "dangling link":
+            path.symlink_to(tmp_path / "new")
+        case "fifo":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(str(path))
+        case "nowhere":
+            path = tmp_path / "no" / "log"
+    for setting in ("log_path", "stdout_path", "stderr_path"):
+        preforker = Preforker(lambda master: None, pid_path=None, **{setting: path})  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=f"{setting} {path}: "):
+            preforker.run()
+    assert victim.read_text() == "precious" and not (tmp_path / "new").exists()
+
+
+def test_a_fifo_with_a_reader_is_refused_too(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(ConfigError, match="neither a file nor a device"):
+        open_appending(tmp_path / "fifo", "log_path")
+    os.close(reader)
+
+
+def test_a_device_is_as_good_as_a_file() -> None:
+    os.close(open_appending("/dev/null", "stdout_path"))
+
+
+def test_what_is_there_is_kept_and_a_new_file_is_not_for_others(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            fd = open_appending(path, "log_path")
+            os.write(fd, b"a line\n")
+            os.close(fd)
+    finally:
+        os.umask(before)
+    assert path.read_text() == "a line\n" * 2
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_the_log_file_is_one_handler_more_and_goes_again(tmp_path: Path) -> None:
+    logger = logging.getLogger("test_logfiles")
+    own = logging.NullHandler()
+    logger.addHandler(own)
+    with speaking(logger, tmp_path / "log"):
+        logger.info("within")
+    logger.info("after")
+    assert logger.handlers == [own] and logger.level == logging.NOTSET
+    assert (
+        "within" in (tmp_path / "log").read_text() and "after" not in (tmp_path / "log").read_text()
+    )
+
+
+def test_text_that_cannot_be_written_is_escaped_and_not_lost(tmp_path: Path) -> None:
+    logger = logging.getLogger("test_logfiles_2")
+    logger.propagate = False  # to what cannot write it either
+    with speaking(logger, tmp_path / "log"):
+        logger.info("half a pair: \ud800")
+    assert "half a pair: \\ud800" in (tmp_path / "log").read_text()
+
+
+def test_output_comes_back_even_if_the_second_file_cannot_be(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        pytest.raises(ConfigError, match="stderr_path"),
+        redirected(tmp_path / "out", tmp_path / "no" / "err"),
+    ):
+        raise AssertionError("never reached")
+    os.write(1, b"still here")
+    assert capfd.readouterr().out == "still here"
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", 7, b"bytes"])
+def test_a_path_that_is_none_is_one_sentence(path: object) -> None:
+    with pytest.raises(ConfigError, match="log_path must be a path, or None, not "):
+        Preforker(lambda master: None, log_path=path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", ["log_path", "stdout_path", "stderr_path"])
+def test_the_pid_file_is_nobody_elses(other: str) -> None:
+    with pytest.raises(ConfigError, match=f"pid_path must be a file of its own, and {other}"):
+        Preforker(lambda master: None, pid_path="same", **{other: "same"})  # type: ignore[arg-type]
+
+
+def test_a_log_file_of_ours_and_a_logger_of_the_programs_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="log_path is the file of our own logger"):
+        Preforker(lambda master: None, log_path="log", logger=logging.getLogger("mine"))
+
+
+@pytest.mark.processes
+def test_closed_standard_streams_in_the_foreground_get_no_socket(
+    start: Starter, tmp_path: Path
+) -> None:
+    server = start("""
+        os.close(0); os.close(1)
+        with PreforkTCPServer(("127.0.0.1", 0), Echo, workers=1) as server:
+            print("this goes to /dev/null, and not to the listener")
+            server.serve_forever()
+    """).ready()
+    assert server.ask() == b"hello"
+    assert os.readlink(f"/proc/{server.pid}/fd/1") == "/dev/null"
