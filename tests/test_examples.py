@@ -2,16 +2,20 @@
 
 import os
 import re
+import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from .conftest import Starter, alive, eventually, read_all, title
+from .conftest import PATIENCE, Starter, alive, eventually, read_all, title
 
 pytestmark = pytest.mark.processes
 
@@ -104,3 +108,157 @@ def test_every_test_that_the_readme_names_is_there() -> None:
         text = (ROOT / document).read_text()
         for module, test in re.findall(r"(test_\w+\.py)(?:#|::)(test_\w+)", text):
             assert f"def {test}(" in (ROOT / "tests" / module).read_text(), f"{document}: {test}"
+
+
+# A UNIX socket, datagrams, a queue, a daemon, several doors
+
+
+def test_unix_socket_says_who_asks_and_removes_its_path(start: Starter, tmp_path: Path) -> None:
+    server = start.script(EXAMPLES / "unix_socket.py", "who.sock").all_ready(2)
+    assert (tmp_path / "who.sock").stat().st_mode & 0o777 == 0o600
+    asker = start.script(EXAMPLES / "unix_socket.py", "who.sock", "hello", "you")
+    assert asker.wait() == 0
+    answer = re.fullmatch(r"process (\d+) of user (\d+), answered by (\d+): hello you", asker.log)
+    assert answer, asker.log
+    assert (int(answer[1]), int(answer[2])) == (asker.pid, os.getuid())
+    assert int(answer[3]) in server.workers()
+    assert server.quit() == 0
+    assert not (tmp_path / "who.sock").exists()
+
+
+def test_udp_time_answers_each_datagram(start: Starter) -> None:
+    server = start.script(EXAMPLES / "udp_time.py", "127.0.0.1:0").all_ready(2)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        client.connect(server.address)
+        for _ in range(5):
+            before = datetime.now(UTC)
+            client.send(b"what time is it?")
+            said, _, pid = client.recv(200).decode().partition(" from process ")
+            assert before <= datetime.fromisoformat(said) <= datetime.now(UTC)
+            assert int(pid) in server.workers()
+
+
+def test_many_listeners_answers_at_every_door(start: Starter, tmp_path: Path) -> None:
+    six = ["[::1]:0"] if _has_ipv6() else []
+    doors = ["127.0.0.1:0", "127.0.0.1:0", *six, "unix:door.sock"]
+    server = start.script(EXAMPLES / "many_listeners.py", *doors).all_ready(2)
+    where = server.saw(r"ready, listening on (.*)")[0][1].split(", ")
+    assert len(set(where)) == len(doors) and server.lines[: len(doors)] == where
+    for address in where:
+        host, _, port = address.rpartition(":")
+        if host == "unix":
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(str(tmp_path / port))
+            door = port
+        else:
+            client = socket.create_connection((host.strip("[]"), int(port)))
+            door = f"('{host.strip('[]')}', {port}"
+        with client:
+            client.settimeout(PATIENCE)
+            client.sendall(b"knock\n")
+            answer = client.recv(200).decode()
+        assert answer.startswith(door) and answer.endswith(": knock\n"), answer
+    assert server.quit() == 0
+    assert not (tmp_path / "door.sock").exists()
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_daemon_returns_to_the_shell_and_stops_by_its_pid_file(
+    start: Starter, tmp_path: Path
+) -> None:
+    first = start.script(EXAMPLES / "daemon.py")
+    pid = int(first.saw(r"started, pid (\d+); stop it: kill -QUIT \d+")[0][1])
+    pidfd = os.pidfd_open(pid)
+    try:
+        assert first.wait() == 0
+        assert (tmp_path / "ticker.pid").read_text() == f"{pid}\n"
+        eventually(lambda: _log(tmp_path).count("begins") == 2)
+
+        second = start.script(EXAMPLES / "daemon.py")
+        second.saw(rf"not started: already running: pid {pid} holds .*/ticker.pid")
+        assert second.wait() == 1
+
+        os.kill(int((tmp_path / "ticker.pid").read_text()), signal.SIGQUIT)
+        assert select.select([pidfd], [], [], PATIENCE)[0]
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+    assert not first.anyone_left()
+    assert not (tmp_path / "ticker.pid").exists()
+    assert _log(tmp_path).count("put its things away") == 2
+
+
+def _log(directory: Path) -> str:
+    path = directory / "ticker.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_job_queue_does_each_job_once_and_one_whose_worker_was_killed_again(
+    start: Starter, tmp_path: Path
+) -> None:
+    assert start.script(EXAMPLES / "job_queue.py", "jobs.db", "300").wait() == 0
+    server = start.script(EXAMPLES / "job_queue.py", "jobs.db")
+    server.expect_error("killed by SIGKILL, not by us")
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as jobs:
+        number, killed = _killed_in_the_middle_of_a_job(jobs)
+        eventually(lambda: _count(jobs, "result IS NULL") == 0)
+        eventually(lambda: len(server.workers()) == 4)
+        tries = dict(jobs.execute("SELECT id, tries FROM jobs").fetchall())
+        assert tries == {n: 2 if n == number else 1 for n in range(1, 301)}
+        who = jobs.execute("SELECT worker, count(result) FROM jobs GROUP BY worker").fetchall()
+        assert len(who) >= 4 and sum(count for _, count in who) == 300
+        again = jobs.execute("SELECT worker FROM jobs WHERE id = ?", (number,)).fetchone()
+        assert again != (killed,)
+        # The results are right, whoever worked them out.
+        assert jobs.execute("SELECT count(DISTINCT result) FROM jobs").fetchone() == (300,)
+
+
+def test_job_queue_finishes_the_job_at_hand_and_goes_on_after_a_restart(
+    start: Starter, tmp_path: Path
+) -> None:
+    assert start.script(EXAMPLES / "job_queue.py", "jobs.db", "300").wait() == 0
+    server = start.script(EXAMPLES / "job_queue.py", "jobs.db")
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as jobs:
+        eventually(lambda: _count(jobs, "result IS NOT NULL") >= 10)
+        assert server.quit() == 0
+        assert _count(jobs, "tries > 0 AND result IS NULL") == 0  # nothing half done
+        assert 10 <= _count(jobs, "result IS NOT NULL") < 300
+        start.script(EXAMPLES / "job_queue.py", "jobs.db")
+        eventually(lambda: _count(jobs, "result IS NOT NULL AND tries = 1") == 300)
+
+
+def _killed_in_the_middle_of_a_job(jobs: sqlite3.Connection) -> tuple[int, int]:
+    """Stop one that has a job, and look again: only now it cannot finish it any more."""
+    found: list[tuple[int, int]] = []
+
+    def kill() -> bool:
+        at_work = "SELECT id, worker FROM jobs WHERE result IS NULL AND tries > 0 LIMIT 1"
+        if (row := jobs.execute(at_work).fetchone()) is None:
+            return False
+        pid = row[1]
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T")
+        mine = "SELECT id, worker FROM jobs WHERE result IS NULL AND worker = ?"
+        if (row := jobs.execute(mine, (pid,)).fetchone()) is None:
+            os.kill(pid, signal.SIGCONT)
+            return False
+        found.append(row)
+        os.kill(pid, signal.SIGKILL)
+        return True
+
+    eventually(kill)
+    return found[0]
+
+
+def _count(jobs: sqlite3.Connection, where: str) -> int:
+    (count,) = jobs.execute(f"SELECT count(*) FROM jobs WHERE {where}").fetchone()
+    return int(count)

@@ -56,7 +56,7 @@ Preforker(lambda master: None, workrs=4)
 
 CHECKERS = {
     "mypy": ["-m", "mypy", "--strict", "--no-error-summary", "--cache-dir=/dev/null"],
-    "pyright": ["-m", "pyright", "--pythonversion=3.11"],
+    "pyright": ["-m", "pyright", "--pythonversion=3.11", "--pythonpath", sys.executable],
 }
 
 

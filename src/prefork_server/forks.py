@@ -12,8 +12,7 @@ _ours: set[int] = set()
 
 
 def fork() -> int:
-    """``os.fork()``, which since 3.12 warns of threads: the master says that itself, and
-    where warnings are errors the pid of the new process would be lost."""
+    """``os.fork()`` without its warning of threads (3.12): the master names them in its log."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()

@@ -12,7 +12,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from .errors import BindError, ConfigError
 
 AddressLike: TypeAlias = str | tuple[str, int] | os.PathLike[str]
+Addresses: TypeAlias = AddressLike | Sequence[AddressLike]  # when run, a list
 
 BACKLOG = 2048  # connections that may wait; the kernel cuts it to net.core.somaxconn
 _UNIX_MAX = 107  # bytes in sun_path, less the final NUL
@@ -121,9 +122,7 @@ def parse(given: AddressLike) -> Address:
     return tcp_address((host, int(port)))
 
 
-def parse_all(
-    given: AddressLike | list[AddressLike], parse: Callable[[Any], Address] = parse
-) -> tuple[Address, ...]:
+def parse_all(given: Addresses, parse: Callable[[Any], Address] = parse) -> tuple[Address, ...]:
     """One address, or a list of them, all different (port 0 may come again)."""
     several = given if isinstance(given, list) else [given]
     if not several:

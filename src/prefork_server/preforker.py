@@ -8,7 +8,7 @@ from typing import Unpack
 from .errors import ConfigError
 from .job import Hooks, Job, nothing
 from .launch import Launch
-from .listeners import AddressLike, Listener, listen, parse_all
+from .listeners import Addresses, Listener, listen, parse_all
 from .logfiles import logger_named
 from .pool import Death
 from .remote import Remote
@@ -36,7 +36,7 @@ class Preforker:
         self,
         work: Callable[[MasterHandle], object],
         *,
-        listen: AddressLike | list[AddressLike] | None = None,
+        listen: Addresses | None = None,
         logger: logging.Logger | None = None,
         settings: Settings | None = None,
         before_fork: Callable[[], object] = nothing,
@@ -45,9 +45,9 @@ class Preforker:
         after_worker_exit: Callable[[Death], object] = nothing,
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
-        if logger is not None and keywords.get("log_path") is not None:
-            raise ConfigError("log_path is the file of our own logger: give it, or logger")
         settled = settle(settings, keywords, timeout=5.0)
+        if logger is not None and settled.log_path is not None:
+            raise ConfigError("log_path is the file of our own logger: give it, or logger")
         name = settled.app_name or "preforker"
         self.settings: Settings = settle(settled, {}, pid_path=file_name(name, ".pid"))
         self._addresses = () if listen is None else parse_all(listen)

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from .errors import ConfigError
 from .listeners import (
     Address,
-    AddressLike,
+    Addresses,
     address_text,
     bind,
     listen,
@@ -32,7 +32,7 @@ class _OwnServer(PreforkMixIn):
 
     def __init__(
         self,
-        server_address: AddressLike | list[AddressLike],
+        server_address: Addresses,
         RequestHandlerClass: HandlerClass,  # noqa: N803 - socketserver's name
         bind_and_activate: bool = True,
         *,

@@ -40,6 +40,7 @@ from .scoreboard import (
 from .signals import ORPHANED, WHERE, Bell, make_room_for_signals
 from .titles import Title
 
+_ANSWER = 0.5  # seconds for the master to say what it wants
 _QUIET = 0.1  # seconds without anybody in the queue: then it is empty
 
 # Of the signals that mean something to the master, or that a terminal sends to all
@@ -258,12 +259,25 @@ class MasterHandle:
             listener = acceptor.wait(self._pause)
             if listener is not None:
                 yield listener
-        if self._words[self._wish] == DRAIN:
-            yield from self._drain(acceptor, _QUIET)
-        elif self._words[self._wish] == DRAIN_ONCE:
-            yield from self._drain(acceptor, 0.0)
+        wish = self._words[self._wish] or self._asked_to_go()
+        if wish in (DRAIN, DRAIN_ONCE):
+            yield from self._drain(acceptor, _QUIET if wish == DRAIN else 0.0)
         self._be_idle()
         acceptor.close()
+
+    def _asked_to_go(self) -> int:
+        """Who goes of its own accord waits for a word of the master: a QUIT to the whole group
+        may reach us before it, and then the queue is to be served. Without a master: 0."""
+        answer = select.poll()
+        answer.register(self._bell.fileno(), select.POLLIN)
+        end = time.monotonic() + _ANSWER
+        while not self.inline and not self._words[self._wish] and os.getppid() == self.pid:
+            self._master_bell.ring()
+            answer.poll(_ANSWER * 100)
+            self._bell.hush()
+            if time.monotonic() > end:
+                break  # it is stopped, or busy with a hook
+        return self._words[self._wish]
 
     def _drain(self, acceptor: Acceptor, quiet: float) -> Iterator[socket.socket]:
         """The server stops: serve who is inside, since nobody else will, until none has come
