@@ -22,6 +22,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Whoever runs the tests under nohup would have every server ignore the end of its terminal.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 PATIENCE = 20.0  # seconds after which a test gives up; far more than anything should take
 
 PRELUDE = """\
