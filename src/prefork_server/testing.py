@@ -6,6 +6,7 @@ import random
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,8 @@ def serving(
     gracefully and closed. It has ``timeout`` seconds to get ready, and as many to stop.
 
     ``kill_a_worker_every`` so many seconds one of the workers, whichever, is killed
-    (SIGKILL): what your clients survive here, they survive in production.
+    (SIGKILL): what your clients survive here, they survive in production. Those that had
+    not served anybody yet come back slowly: leave them some tenths of a second.
 
     Raises what ``serve_forever()`` or ``run()`` raised, and ``AssertionError`` if the
     server does not get ready or does not stop, or if a process that it forked is still
@@ -57,8 +59,10 @@ def serving(
             with _nobody_left():
                 thread.start()
                 try:
+                    end = time.monotonic() + timeout
                     if not server.wait_ready(timeout):
-                        if not thread.is_alive():
+                        if time.monotonic() < end:  # it has ended, and its thread is about to
+                            thread.join(timeout)
                             raise ended[0] if ended else AssertionError("it served nobody")
                         raise AssertionError(f"the server is not ready after {timeout:g} s")
                     with _killing(thread, kill_a_worker_every):
