@@ -66,7 +66,7 @@ MAY_CALL = {
     "marshal.loads": set(),
     "os.umask": set(),  # it is the whole process's
     "threading.Thread": {"testing"},
-    "signal.signal": {"signals", "worker", "inline"},
+    "signal.signal": {"signals", "worker"},
 }
 
 # Wide excepts stand around user code, and each says so.

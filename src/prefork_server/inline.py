@@ -17,7 +17,7 @@ from .journal import Journal
 from .remote import Remote
 from .reports import Reports
 from .scoreboard import Scoreboard
-from .signals import Bell
+from .signals import Bell, handled
 from .titles import Title
 from .worker import MasterHandle, Shared, standing_in
 
@@ -25,8 +25,8 @@ from .worker import MasterHandle, Shared, standing_in
 def run_inline(job: Job, remote: Remote) -> None:
     """Work until a signal or ``shutdown()`` says stop, or the work ends or raises by itself."""
     board, relay, reports, bell = Scoreboard(1), Relay(), Reports(), Bell()
-    life, nobodys = os.pipe()
-    shared = Shared(board, reports, relay, bell, Title(job.app_name), life, os.getpid())
+    nobodys = -1  # it outlives no master, and follows none
+    shared = Shared(board, reports, relay, bell, Title(job.app_name), nobodys, os.getpid())
     job = replace(job, settings=replace(job.settings, timeout=None))
     master = _Inline(job, shared, bell, remote)
     try:
@@ -42,8 +42,6 @@ def run_inline(job: Job, remote: Remote) -> None:
     finally:
         for closing in (relay, reports, bell, board):
             closing.close()
-        os.close(life)
-        os.close(nobodys)
 
 
 class _Inline(MasterHandle):
@@ -71,9 +69,5 @@ def _hearing(master: _Inline) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
-    try:
+    with handled(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGQUIT), stop)):
         yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

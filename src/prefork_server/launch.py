@@ -3,30 +3,34 @@
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from .daemon import daemonize
 from .errors import ConfigError
 from .inline import run_inline
-from .job import Job
+from .job import Hooks, Job
+from .listeners import Listener
 from .logfiles import fill_standard_descriptors, redirected, speaking
 from .master import Master
 from .pidfile import claimed
 from .remote import Remote
 from .settings import Settings, file_name, settle
+from .worker import MasterHandle
 
 
 @dataclass(frozen=True)
 class Launch:
-    """``job`` is entered when all else is right: it binds what is not bound yet."""
+    """``listening`` is entered when all else is right: it binds what is not bound yet."""
 
     settings: Settings
     app_name: str
     logger: logging.Logger
     remote: Remote
-    job: Callable[[], AbstractContextManager[Job]]
+    work: Callable[[MasterHandle], object]
+    hooks: Hooks
+    listening: Callable[[], AbstractContextManager[Sequence[Listener]]]
 
     def run(self) -> None:
         """Returns when everybody is gone."""
@@ -39,8 +43,9 @@ class Launch:
             redirected(settings.stdout_path, settings.stderr_path),
             speaking(self.logger, settings.log_path),
             claimed(pid_path),
-            self.job() as job,
+            self.listening() as listeners,
         ):
+            job = Job(settings, self.app_name, self.logger, self.work, listeners, self.hooks)
             if settings.inline:
                 run_inline(job, self.remote)
             else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .elsewhere import Elsewhere
 from .errors import ConfigError
-from .job import HOOKS, Hooks, Job, nothing
+from .job import HOOKS, Hooks, nothing
 from .launch import Launch
 from .listeners import BACKLOG, Listener, address_text, adopt
 from .logfiles import fill_standard_descriptors, logger_named
@@ -115,21 +115,22 @@ class PreforkMixIn(_Base):
     def _prefork_launch(self) -> Launch:
         settings = self._prefork_settled()
         name = settings.app_name or type(self).__name__
-        return Launch(settings, name, logger_named(None), self._prefork_remote, self._prefork_job)
-
-    @contextmanager
-    def _prefork_job(self) -> Iterator[Job]:
-        launch = self._prefork_launch()
-        yield Job(
-            settings=launch.settings,
-            app_name=launch.app_name,
-            logger=launch.logger,
+        return Launch(
+            settings=settings,
+            app_name=name,
+            logger=logger_named(None),
+            remote=self._prefork_remote,
             work=self._prefork_work,
-            listeners=[self._prefork_listening(), *self._prefork_more],
             hooks=Hooks(**{name: self._prefork_hook(name) for name in HOOKS}),
+            listening=self._prefork_listening,
         )
 
-    def _prefork_listening(self) -> Listener:
+    @contextmanager
+    def _prefork_listening(self) -> Iterator[list[Listener]]:
+        yield [self._prefork_first(), *self._prefork_more]
+
+    def _prefork_first(self) -> Listener:
+        """The listener of ``self.socket``, taken apart if it is one for TLS."""
         sock = self.socket
         if sock.fileno() < 0:
             raise ConfigError("this server has served already, and is closed; make a new one")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Unpack
 
 from .errors import ConfigError
-from .job import Hooks, Job, nothing
+from .job import Hooks, nothing
 from .launch import Launch
 from .listeners import Addresses, Listener, listen, parse_all
 from .logfiles import logger_named
@@ -51,11 +51,15 @@ class Preforker:
         name = settled.app_name or "preforker"
         self.settings: Settings = settle(settled, {}, pid_path=file_name(name, ".pid"))
         self._addresses = () if listen is None else parse_all(listen)
-        self._work = work
-        self._hooks = Hooks(before_fork, after_fork, ready, after_worker_exit)
         self._remote = Remote()
         self._launch = Launch(
-            self.settings, name, logger_named(logger), self._remote, self._listening
+            settings=self.settings,
+            app_name=name,
+            logger=logger_named(logger),
+            remote=self._remote,
+            work=work,
+            hooks=Hooks(before_fork, after_fork, ready, after_worker_exit),
+            listening=self._listening,
         )
 
     def run(self) -> None:
@@ -79,19 +83,12 @@ class Preforker:
         return self._launch.start()
 
     @contextmanager
-    def _listening(self) -> Iterator[Job]:
+    def _listening(self) -> Iterator[Sequence[Listener]]:
         listeners: list[Listener] = []
         try:
             for address in self._addresses:
                 listeners.append(listen(address))  # noqa: PERF401 - those before are closed
-            yield Job(
-                settings=self.settings,
-                app_name=self._launch.app_name,
-                logger=self._launch.logger,
-                work=self._work,
-                listeners=listeners,
-                hooks=self._hooks,
-            )
+            yield listeners
         finally:
             for listener in listeners:
                 listener.close()

@@ -31,7 +31,9 @@ class Reception:
         self._master = master
         self._acceptor = acceptor
         self._timeout = settings.timeout
-        self._silence = settings.timeout and settings.client_timeout
+        # How long a handler may be silent whose waiting is not ours; None: for ever.
+        silence = settings.timeout and settings.client_timeout
+        self._longest = max(settings.timeout or 0, silence) if silence else None
         self.take: Callable[[socket.socket], _Taken]
         stream = server.socket_type == socket.SOCK_STREAM
         foreign = type(server).get_request not in _STANDARD
@@ -78,9 +80,9 @@ class Reception:
 
     def _took(self, request: Any, peer: Any) -> None:
         self._master._took(peer)
-        if not isinstance(request, Waiting) and self._timeout and self._silence:
+        if self._longest and not isinstance(request, Waiting):
             # Reading from it and writing to it gives no signs of life.
-            self._master.wants_me_alive(max(self._timeout, self._silence))
+            self._master.wants_me_alive(self._longest)
 
     def _adopted(self, request: Any) -> Any:
         """What the class itself took, with the waiting ours."""

@@ -64,8 +64,9 @@ class _OwnServer(PreforkMixIn):
         says why, if it ends before it is ready. To be called in the main thread.
         """
         pid = self._prefork_launch().start()
-        for listener in (self._prefork_listening(), *self._prefork_more):
-            listener.leave()
+        with self._prefork_listening() as listeners:
+            for listener in listeners:
+                listener.leave()
         return pid
 
     def server_bind(self) -> None:

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ ORPHANED = signal.SIGRTMIN + 2  # to a worker, from the kernel: the master is go
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 _STACK_SIZE = 1 << 18  # bytes; all signals at once, each with the largest registers there are
 
-Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers
 
 
 class Bell:
@@ -104,20 +104,19 @@ class Inbox:
         make_room_for_signals()  # the program may have enabled faulthandler
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             signums = set(signums) - {signal.SIGHUP}  # started with nohup: it is to stay
-        before: dict[int, Handler] = {s: signal.signal(s, self.note) for s in signums}
+        handlers: dict[int, Handler] = dict.fromkeys(signums, self.note)
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             # Inherited from whoever started us; the system would reap our workers itself.
-            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # A full pipe is harmless: it wakes, and the numbers are noted.
-        rope = signal.set_wakeup_fd(self.bell.rope, warn_on_full_buffer=False)
-        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            signal.set_wakeup_fd(rope)
-            for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+            handlers[signal.SIGCHLD] = signal.SIG_DFL
+        with handled(handlers):
+            # A full pipe is harmless: it wakes, and the numbers are noted.
+            rope = signal.set_wakeup_fd(self.bell.rope, warn_on_full_buffer=False)
+            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
+            try:
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                signal.set_wakeup_fd(rope)
 
     def leave_to_master(self) -> None:
         """In a fork: an inherited epoll is the parent's, and is closed, never edited."""
@@ -127,6 +126,18 @@ class Inbox:
     def close(self) -> None:
         self._epoll.close()
         self.bell.close()
+
+
+@contextmanager
+def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
+    """Have these handlers, and give the signals back as they were. On the main thread only."""
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            # None: it was set by C code, and Python cannot give it back.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def serving(
                             thread.join(timeout)
                             raise ended[0] if ended else AssertionError("it served nobody")
                         raise AssertionError(f"the server is not ready after {timeout:g} s")
-                    with _killing(thread, kill_a_worker_every):
+                    every = kill_a_worker_every
+                    with _killing(thread, every) if every else nullcontext():
                         yield _address(server)
                 finally:
                     # shutdown() would wait for ever for one that does not stop.
@@ -140,7 +141,7 @@ def _command(pid: int) -> str:
 
 
 @contextmanager
-def _killing(master: threading.Thread, every: float | None) -> Iterator[None]:
+def _killing(master: threading.Thread, every: float) -> Iterator[None]:
     over = threading.Event()
 
     def kill() -> None:
@@ -156,14 +157,12 @@ def _killing(master: threading.Thread, every: float | None) -> Iterator[None]:
                     os.close(pidfd)
 
     killer = threading.Thread(target=kill, name="killer", daemon=True)
-    if every is not None:
-        killer.start()
+    killer.start()
     try:
         yield
     finally:
         over.set()
-        if every is not None:
-            killer.join()
+        killer.join()
 
 
 def _forked_by(thread: threading.Thread) -> list[int]:
