@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,18 @@ FATES = """
             elif word.startswith(b"raise "):
                 raise getattr(__import__("builtins"), word[6:].decode())("of my own")
             self.request.sendall(b"%d" % os.getpid())
+"""
+
+HELLO = """
+        from http.server import BaseHTTPRequestHandler, HTTPServer
+
+        class Hello(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"%d" % os.getpid())
+            def log_message(self, *args):
+                pass
 """
 
 
@@ -231,25 +244,14 @@ class Starter:
         self.directory = directory
         self.servers: list[Server] = []
 
-    def __call__(
-        self,
-        program: str,
-        *args: str,
-        stdin: int = subprocess.DEVNULL,
-        env: dict[str, str] | None = None,
-    ) -> Server:
+    def __call__(self, program: str, *args: str, **options: Any) -> Server:
+        """``options`` are those of ``Server``."""
         script = self.directory / f"app{len(self.servers)}.py"
         script.write_text(PRELUDE + textwrap.dedent(program))
-        return self.script(script, *args, stdin=stdin, env=env)
+        return self.script(script, *args, **options)
 
-    def script(
-        self,
-        script: Path,
-        *args: str,
-        stdin: int = subprocess.DEVNULL,
-        env: dict[str, str] | None = None,
-    ) -> Server:
-        server = Server(script, *args, stdin=stdin, env=env, cwd=self.directory)
+    def script(self, script: Path, *args: str, **options: Any) -> Server:
+        server = Server(script, *args, cwd=self.directory, **options)
         self.servers.append(server)
         return server
 

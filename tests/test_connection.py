@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,17 @@ def later(action: "threading._Timer | object", *, after: float = 3 * PAUSE) -> t
     return timer
 
 
+def each_waits_and_beats(
+    worker: Worker, theirs: socket.socket, ways: Iterable[Callable[[], bytes]]
+) -> None:
+    for way in ways:
+        worker.beats = 0
+        timer = later(lambda: theirs.sendall(b"word"))
+        assert way() == b"word"
+        timer.join()
+        assert worker.beats >= 3
+
+
 def test_every_way_to_read_waits_and_beats(worker: Worker) -> None:
     ours, theirs = worker.connect()
     buffer = bytearray(10)
@@ -70,12 +81,7 @@ def test_every_way_to_read_waits_and_beats(worker: Worker) -> None:
         lambda: ours.makefile("rb", 0).read(10),
     ]
     with ours, theirs:
-        for way in ways:
-            worker.beats = 0
-            timer = later(lambda: theirs.sendall(b"word"))
-            assert way() == b"word"
-            timer.join()
-            assert worker.beats >= 3
+        each_waits_and_beats(worker, theirs, ways)
 
 
 def test_a_silent_client_is_a_timeout_and_the_worker_beats_meanwhile(worker: Worker) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from prefork_server import PreforkMixIn
 
-from .conftest import FATES, Starter, alive, children, eventually, read_all, title
+from .conftest import FATES, HELLO, Starter, alive, children, eventually, read_all, title
 from .hammer import Hammer, ask_once
 
 pytestmark = pytest.mark.processes
@@ -380,17 +380,9 @@ def test_the_title_says_what_a_worker_is_doing(start: Starter) -> None:
 
 
 def test_a_stdlib_http_server_runs_under_the_mix_in_unchanged(start: Starter) -> None:
-    server = start("""
-        from http.server import BaseHTTPRequestHandler, HTTPServer
-
-        class Hello(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"%d" % os.getpid())
-            def log_message(self, *args):
-                pass
-
+    server = start(
+        HELLO
+        + """
         class Server(PreforkMixIn, HTTPServer):
             settings = Settings(workers=2)
             def after_fork(self, master):
@@ -398,7 +390,8 @@ def test_a_stdlib_http_server_runs_under_the_mix_in_unchanged(start: Starter) ->
                 assert self._prefork_settled().client_timeout is None
 
         serve(Hello, Server)
-    """).all_ready(2)
+    """
+    ).all_ready(2)
     host, port = server.address
     for _ in range(5):
         with urllib.request.urlopen(f"http://{host}:{port}/", timeout=10) as reply:

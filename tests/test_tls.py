@@ -19,8 +19,8 @@ import trustme
 
 from prefork_server.tls import Terms, TLSConnection, adopt
 
-from .conftest import Server, Starter, eventually, read_all
-from .test_connection import PAUSE, Worker, later
+from .conftest import HELLO, Server, Starter, eventually, read_all
+from .test_connection import PAUSE, Worker, each_waits_and_beats, later
 
 TLS = """\
 import ssl
@@ -161,12 +161,7 @@ def test_every_way_to_read_waits_and_beats(worker: Worker, pair: Pair) -> None:
         lambda: ours.read(10),
         lambda: ours.makefile("rb", 0).read(10),
     ]
-    for way in ways:
-        worker.beats = 0
-        timer = later(lambda: theirs.sendall(b"word"))
-        assert way() == b"word"
-        timer.join()
-        assert worker.beats >= 3
+    each_waits_and_beats(worker, theirs, ways)
 
 
 def test_a_silent_client_is_a_timeout_by_the_client(worker: Worker, pair: Pair) -> None:
@@ -360,17 +355,9 @@ def test_two_workers_answer_over_tls(start_tls: StartTLS, connect: Connect) -> N
 def test_a_stdlib_https_server_runs_under_the_mix_in(
     start_tls: StartTLS, client_context: ssl.SSLContext, where: str
 ) -> None:
-    server = start_tls(f"""
-        from http.server import BaseHTTPRequestHandler, HTTPServer
-
-        class Hello(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"%d" % os.getpid())
-            def log_message(self, *args):
-                pass
-
+    server = start_tls(
+        HELLO
+        + f"""
         class Theirs(HTTPServer):
             def __init__(self, *args):
                 super().__init__(*args)
@@ -381,7 +368,8 @@ def test_a_stdlib_https_server_runs_under_the_mix_in(
             settings = Settings(workers=2)
 
         (serve_tls if {where == "outside"} else serve)(Hello, Server)
-    """).all_ready(2)
+    """
+    ).all_ready(2)
     port = int(server.address[1])
     for _ in range(5):
         client = http.client.HTTPSConnection("localhost", port, timeout=10, context=client_context)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from .listeners import Listener
@@ -43,5 +43,5 @@ class Job:
     app_name: str
     logger: logging.Logger
     work: "Callable[[MasterHandle], object]"
-    listeners: Sequence[Listener] = ()
-    hooks: Hooks = field(default_factory=Hooks)
+    listeners: Sequence[Listener]
+    hooks: Hooks
