@@ -344,3 +344,66 @@ def test_out_of_band_data_does_not_spin(worker: Worker) -> None:
             with pytest.raises(TimeoutError):
                 ours.recv(1)
             assert worker.beats < 20
+
+
+@pytest.fixture
+def full_queue(worker: Worker, tmp_path: Path) -> Iterator[tuple[Connection, socket.socket]]:
+    """An unconnected UNIX datagram socket, and a client that does not read, whose queue is full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.bind(str(tmp_path / "client"))
+        plain = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ours = Connection(int(plain.family), int(plain.type), 0, plain.detach(), worker.vigil, 0)
+        with ours, pytest.raises(BlockingIOError):
+            while True:
+                ours.sendto(b"x", client.getsockname())
+        plain = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with Connection(
+            int(plain.family), int(plain.type), 0, plain.detach(), worker.vigil, 0.3
+        ) as answering:
+            yield answering, client
+
+
+def test_a_datagram_client_that_does_not_read_is_given_up_and_costs_no_cpu(
+    worker: Worker, full_queue: tuple[Connection, socket.socket]
+) -> None:
+    answering, client = full_queue
+    before = worker.beats
+    with pytest.raises(TimeoutError) as raised:  # though poll says that there is room
+        answering.sendto(b"x", client.getsockname())
+    assert vars(raised.value)["by_client"]
+    assert 3 < worker.beats - before < 50  # and not as often as the CPU can
+
+
+def test_a_datagram_client_that_reads_late_is_answered(
+    full_queue: tuple[Connection, socket.socket],
+) -> None:
+    answering, client = full_queue
+    answering.settimeout(20)
+    timer = later(lambda: client.recv(10))
+    assert answering.sendto(b"late", client.getsockname()) == 4
+    timer.join()
+
+
+def test_foreign_code_that_sets_o_nonblock_below_is_obeyed(worker: Worker) -> None:
+    ours, theirs = worker.connect()
+    with ours, theirs:
+        os.set_blocking(ours.fileno(), False)
+        with pytest.raises(BlockingIOError):
+            ours.recv(10)
+        with pytest.raises(BlockingIOError):
+            while True:
+                ours.send(b"x" * 65536)
+
+
+def test_one_thread_may_read_without_waiting_while_others_wait(worker: Worker) -> None:
+    ours, theirs = worker.connect()
+    heard: list[bytes] = []
+    with ours, theirs:
+        with ours.without_waiting():
+            with pytest.raises(BlockingIOError):
+                ours.recv(10)
+            thread = threading.Thread(target=lambda: heard.append(ours.recv(10)))
+            thread.start()
+            theirs.sendall(b"to it")
+            thread.join()
+        assert heard == [b"to it"]

@@ -182,10 +182,12 @@ class Acceptor:
     def answering(self, listener: socket.socket) -> Connection:
         """What answers are sent from: it waits as a Connection does."""
         fd = listener.fileno()
-        if fd not in self._answering:
+        answering = self._answering.get(fd)
+        if answering is None or answering.fileno() < 0:  # a handler has closed it
             copy = os.dup(fd)
-            self._answering[fd] = Connection(*self._kinds[fd], copy, self.vigil, self._patience)
-        return self._answering[fd]
+            answering = Connection(*self._kinds[fd], copy, self.vigil, self._patience)
+            self._answering[fd] = answering
+        return answering
 
     def took(self, connection: object) -> None:
         """A connection was taken: by us, or by a ``get_request`` of the server's own."""

@@ -11,6 +11,7 @@ It knows no scoreboard and no signal: a ``Vigil`` is all it is given of the work
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ else:
     _Socket = object
 
 _FAREWELL = 1.0  # seconds a retiring worker waits for a client that has asked for nothing
+_BLINK = 0.02  # seconds between two tries where the kernel cannot say when there is room
 _CHUNK = 1 << 20  # bytes of a file per system call
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _WAITALL: Final = int(socket.MSG_WAITALL)
@@ -117,7 +119,7 @@ class Waiting(_Socket):
         over = False
         now = time.monotonic()
         if last is None:
-            last = now + self._patience if self._patience is not None else float("inf")
+            last = self._last(now)
         while True:
             vigil.beat()
             if not over and vigil.is_over():
@@ -136,6 +138,9 @@ class Waiting(_Socket):
                 raise TimeoutError("timed out")
             if ready:
                 vigil.hush()
+
+    def _last(self, now: float) -> float:
+        return float("inf") if self._patience is None else now + self._patience
 
 
 class Connection(Waiting, socket.socket):
@@ -156,7 +161,7 @@ class Connection(Waiting, socket.socket):
     that spoke last has begun to ask, and is waited for as before.
     """
 
-    __slots__ = ("_asked", "_patience", "_vigil")
+    __slots__ = ("_asked", "_hasty", "_patience", "_vigil")
 
     def __init__(
         self, family: int, kind: int, proto: int, fileno: int, vigil: Vigil, patience: float | None
@@ -168,6 +173,7 @@ class Connection(Waiting, socket.socket):
         self._vigil = vigil
         self._patience = patience
         self._asked = False
+        self._hasty = 0  # the thread that never waits to read
 
     # Reading
 
@@ -289,12 +295,13 @@ class Connection(Waiting, socket.socket):
 
     @contextmanager
     def without_waiting(self) -> Iterator[None]:
-        """Within, it raises ``BlockingIOError`` instead. Its answers wait again later."""
-        patience, self._patience = self._patience, 0
+        """Within, to read raises ``BlockingIOError`` instead, in this thread: the handlers in
+        others may be answering from it."""
+        self._hasty = threading.get_ident()
         try:
             yield
         finally:
-            self._patience = patience
+            self._hasty = 0
 
     # Waiting
 
@@ -304,7 +311,7 @@ class Connection(Waiting, socket.socket):
                 try:
                     result = operation(self, *args, flags | _DONTWAIT)
                 except BlockingIOError:
-                    if self._patience == 0:
+                    if self._hasty == threading.get_ident() or not self._waits():
                         raise
                     if not self._wait(select.POLLIN, True):
                         return nothing
@@ -317,14 +324,22 @@ class Connection(Waiting, socket.socket):
             raise
 
     def _write(self, operation: Callable[..., Any], flags: int, *args: Any) -> Any:
+        last = 0.0
         try:
             while True:
                 try:
                     result = operation(*args, flags | _NO_SIGPIPE)
                 except BlockingIOError:
-                    if self._patience == 0:
+                    # sendfile() has set O_NONBLOCK itself.
+                    if operation is not _sendfile and not self._waits():
                         raise
-                    self._wait(select.POLLOUT, False)
+                    if not last:
+                        last = self._last(time.monotonic())
+                        self._wait(select.POLLOUT, False, last)
+                    else:
+                        # It was said to be writable, and is not: datagrams to a UNIX socket
+                        # whose queue is full. Nobody tells when there is room again.
+                        self._wait_blindly(last)
                 else:
                     self._asked = False
                     self._vigil.beat()
@@ -332,6 +347,17 @@ class Connection(Waiting, socket.socket):
         except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
             raise
+
+    def _waits(self) -> bool:
+        """Whether to wait is ours: foreign code may have set O_NONBLOCK below us."""
+        return self._patience != 0 and os.get_blocking(self.fileno())
+
+    def _wait_blindly(self, last: float) -> None:
+        self._vigil.beat()
+        left = last - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        select.poll().poll(min(left, _BLINK) * 1000)
 
 
 def _sendfile(target: int, source: int, offset: int, count: int, flags: int) -> int:

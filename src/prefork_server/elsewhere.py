@@ -1,8 +1,15 @@
 """What a worker serves besides its accept loop: in threads, or in processes of its own."""
 
+import socket
 import socketserver
 import threading
 from typing import Any
+
+_HERE = (socketserver.BaseServer.process_request, socketserver.ForkingMixIn.process_request)
+
+
+def _is_open(request: Any) -> bool:
+    return isinstance(request, socket.socket) and request.fileno() != -1
 
 
 class Elsewhere:
@@ -15,11 +22,15 @@ class Elsewhere:
     def __init__(self, server: Any) -> None:
         self._children = server if isinstance(server, socketserver.ForkingMixIn) else None
         self._count = 0
+        self._open: list[socket.socket] = []
         self._changed = threading.Condition()
         if isinstance(server, socketserver.ThreadingMixIn):
             self._begin, self._serve = server.process_request, server.process_request_thread
             vars(server)["process_request"] = self._begin_counted
             vars(server)["process_request_thread"] = self._serve_counted
+        elif type(server).process_request not in _HERE:
+            self._begin = server.process_request
+            vars(server)["process_request"] = self._begin_kept
 
     def _begin_counted(self, request: Any, peer: Any) -> None:
         self._add(1)  # it is under way before its thread is
@@ -28,6 +39,11 @@ class Elsewhere:
         except BaseException:
             self._add(-1)
             raise
+
+    def _begin_kept(self, request: Any, peer: Any) -> None:
+        """The class's own way, a pool of threads for one: it is under way until it is closed."""
+        self._begin(request, peer)
+        self._open = [one for one in (*self._open, request) if _is_open(one)]
 
     def _serve_counted(self, request: Any, peer: Any) -> None:
         try:
@@ -46,6 +62,7 @@ class Elsewhere:
             self._children.collect_children()
         with self._changed:
             forked = bool(self._children and self._children.active_children)
-            if self._count or forked:
+            busy = bool(self._count) or forked or any(map(_is_open, self._open))
+            if busy:
                 self._changed.wait(0.05)
-            return bool(self._count) or forked
+            return busy
