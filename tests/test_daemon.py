@@ -358,6 +358,142 @@ def test_the_traceback_of_a_failed_boot_reaches_the_launcher(start: Starter) -> 
     launcher.saw(r"REPORT Traceback .*in bad\|.*LookupError: no table")
 
 
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        ("KeyError('x')", "KeyError: 'x'"),
+        ("AssertionError()", "AssertionError"),
+        ("KeyboardInterrupt()", "KeyboardInterrupt"),
+        ("LookupError(chr(0xdce4))", r"LookupError: \udce4"),
+    ],
+)
+def test_an_error_of_the_programs_own_is_told_by_its_name(
+    start: Starter, failure: str, said: str
+) -> None:
+    server = start(f"""
+    import prefork_server.launch
+    def run(self):
+        raise {failure}
+    prefork_server.launch.Launch.run = run
+    with PreforkTCPServer(("127.0.0.1", 0), Echo) as server:
+        try:
+            server.start()
+        except BootError as error:
+            print("said", error, "Traceback" in error.report)
+    """)
+    server.saw(f"^said {re.escape(said)} True$")
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_fork_that_fails_is_a_boot_error_and_leaks_nothing(start: Starter, which: int) -> None:
+    server = start(
+        """
+    calls, fork = [], os.fork
+    def refuse():
+        calls.append(1)
+        if len(calls) == int(sys.argv[1]):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+    os.fork = refuse
+    with PreforkTCPServer(("127.0.0.1", 0), Echo) as server:
+        before = sorted(os.listdir("/proc/self/fd"))
+        try:
+            server.start()
+        except BootError as error:
+            print("said", error)
+        assert before == sorted(os.listdir("/proc/self/fd"))
+    print("over")
+    """,
+        str(which),
+    )
+    server.saw("said cannot fork: Resource temporarily unavailable")
+    server.saw("over")
+
+
+def test_a_daemon_gets_ready_though_its_launcher_is_gone_and_sigpipe_is_fatal(
+    start: Starter, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    server = start("""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    out = os.dup(1)
+    def after_fork(master):
+        os.write(out, b"booting %d" % os.getppid() + bytes([10]))
+        with open("gate") as gate:
+            gate.read()
+    def work(master):
+        while master.wait(60):
+            pass
+    Preforker(work, workers=1, after_fork=after_fork).start()
+    """)
+    master = int(server.saw(r"booting (\d+)")[0][1])
+    server.signal(signal.SIGKILL)
+    server.wait()
+    (tmp_path / "gate").write_text("go")
+    eventually(lambda: " ready" in (tmp_path / "preforker.log").read_text())
+    assert alive(master)
+    os.kill(master, signal.SIGQUIT)
+    assert not server.anyone_left()
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_signal_right_after_a_fork_brings_nobody_back_into_the_callers_code(
+    start: Starter, which: int
+) -> None:
+    server = start(
+        """
+    forks = []
+    def interrupt():  # the first child of the launcher, or the child of that
+        if len(forks) == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGINT)
+    os.register_at_fork(before=lambda: forks.append(1), after_in_child=interrupt)
+    launcher = os.getpid()
+    with PreforkTCPServer(("127.0.0.1", 0), Echo, workers=1) as server:
+        try:
+            print("launched", server.start())
+        except BootError as error:
+            print("said", error)
+        finally:
+            print("back in the launcher", os.getpid() == launcher)
+    """,
+        str(which),
+    )
+    server.saw("back in the launcher True")
+    if which == 2:
+        server.saw("said KeyboardInterrupt")
+    else:  # it has nothing to interrupt
+        Daemon(server).finish()
+    assert server.count("back in") == 1
+
+
+def test_threads_that_run_at_start_are_named(start: Starter) -> None:
+    server = start("""
+    threading.Thread(target=time.sleep, args=(60,), name="poller", daemon=True).start()
+    print("launched", Preforker(lambda master: master.wait(60), workers=1).start())
+    """)
+    server.saw(r"forking while other threads run \(poller\)")
+    Daemon(server).finish()
+
+
+def test_in_the_launcher_nothing_waits_and_the_addresses_are_known(start: Starter) -> None:
+    server = start("""
+    server = PreforkTCPServer([("127.0.0.1", 0), "unix:s.sock"], Echo, workers=1)
+    before = server.addresses
+    print("launched", server.start())
+    assert server.addresses == before and server.wait_ready()
+    server.shutdown()
+    waits = Preforker(lambda master: master.wait(60), listen="127.0.0.1:0", workers=1)
+    print("second", waits.start(), *waits.addresses)
+    waits.shutdown()
+    """)
+    daemon = Daemon(server)
+    second, port = server.saw(r"second (\d+) 127\.0\.0\.1:(\d+)")[0].groups()
+    with socket.create_connection(("127.0.0.1", int(port)), PATIENCE):
+        pass
+    os.kill(int(second), signal.SIGQUIT)
+    daemon.finish()
+
+
 def test_an_address_in_use_is_told_to_the_launcher(start: Starter) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import signal
 import socket
 import socketserver
 import struct
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -186,6 +188,53 @@ def test_a_foreign_signature_of_serve_forever_is_taken(start: Starter) -> None:
     """)
     assert server.ask() == b"hello"
     assert not server.count("not printed")
+
+
+def test_a_pool_of_threads_of_the_classes_own_finishes_what_it_has_begun(
+    start: Starter, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    server = start("""
+        from concurrent.futures import ThreadPoolExecutor
+
+        class Pooled(PreforkMixIn, socketserver.TCPServer):
+            settings = Settings(workers=1)
+            def after_fork(self, master):
+                self.pool = ThreadPoolExecutor(2)
+            def process_request(self, request, peer):
+                self.pool.submit(self.serve, request, peer)
+            def serve(self, request, peer):
+                self.finish_request(request, peer)
+                self.shutdown_request(request)
+
+        class Slow(socketserver.BaseRequestHandler):
+            def handle(self):
+                print("in the handler")
+                with open("gate") as gate:
+                    self.request.sendall(gate.read().encode())
+
+        serve(Slow, Pooled)
+    """)
+    with server.connect() as client:
+        server.saw("in the handler")
+        server.signal(signal.SIGQUIT)
+        server.saw("stopping 1 workers gracefully")
+        (tmp_path / "gate").write_text("finished")
+        assert read_all(client) == b"finished"
+    assert server.wait() == 0
+
+
+def test_shutdown_may_be_called_by_the_full_name_of_the_base_class() -> None:
+    class Server(PreforkMixIn, socketserver.TCPServer):
+        settings = TWO
+
+    server = Server(("127.0.0.1", 0), Pid)
+    with serving(server) as address:
+        over_tcp(address)
+        stopper = Thread(target=socketserver.TCPServer.shutdown, args=(server,), daemon=True)
+        stopper.start()
+        stopper.join(PATIENCE)
+        assert not stopper.is_alive()
 
 
 def test_handle_request_is_untouched() -> None:

@@ -178,3 +178,86 @@ def test_shutdown_from_a_handlers_thread_does_not_wait_for_itself(start: Starter
     with server.connect() as client:
         assert client.recv(100) == b"asked"
     server.saw("over")
+
+
+def test_who_is_queued_when_it_is_told_to_stop_is_served_and_the_path_is_gone(
+    start: Starter, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    server = start("""
+        class Slow(socketserver.BaseRequestHandler):
+            def handle(self):
+                print("in the handler")
+                with open("gate") as gate:
+                    gate.read()
+                self.request.sendall(b"served")
+        serve(Slow, PreforkUnixStreamServer, os.path.abspath("s.sock"), inline=True)
+    """)
+    with server.connect() as first, server.connect() as second:
+        server.saw("in the handler")
+        server.signal(signal.SIGTERM)
+        (tmp_path / "gate").write_text("go")
+        assert first.recv(100) == b"served"
+        (tmp_path / "gate").write_text("go")
+        assert second.recv(100) == b"served"
+    assert server.wait() == 0
+    assert not (tmp_path / "s.sock").exists()
+
+
+def test_inline_within_a_worker_gives_the_workers_own_master_back(start: Starter) -> None:
+    server = start("""
+        def inner(master):
+            assert current_master() is master and master.inline
+        def work(master):
+            Preforker(inner, inline=True).run()
+            assert current_master() is master and not master.inline
+            print("given back")
+            while master.wait(60):
+                pass
+        Preforker(work, workers=1).run()
+    """)
+    server.saw("given back")
+
+
+def test_shutdown_of_another_server_waits_while_one_is_inline() -> None:
+    inline = PreforkTCPServer(("127.0.0.1", 0), Pid, inline=True)
+    forked = PreforkTCPServer(("127.0.0.1", 0), Pid, workers=1)
+    with serving(inline), serving(forked):
+        stopper = threading.Thread(target=forked.shutdown)
+        stopper.start()
+        stopper.join(PATIENCE)
+        assert not children(os.getpid())  # it came back when all were gone
+
+
+def test_a_ready_hook_that_raises_is_logged_and_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def ready(addresses: object) -> None:
+        raise LookupError("of my own")
+
+    worked: list[int] = []
+    Preforker(lambda master: worked.append(1), inline=True, ready=ready).run()
+    assert worked and "ready failed" in caplog.text
+
+
+def test_a_second_ctrl_c_in_a_handler_ends_the_program(start: Starter) -> None:
+    server = start("""
+        class Stuck(socketserver.BaseRequestHandler):
+            def handle(self):
+                print("in the handler")
+                while current_master().wants_me_alive():
+                    pass
+                print("was asked")
+                time.sleep(1000)
+        try:
+            serve(Stuck, inline=True)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+    with server.connect():
+        server.saw("in the handler")
+        server.signal(signal.SIGINT)
+        server.saw("was asked")
+        server.signal(signal.SIGINT)
+        server.saw("interrupted")
+    assert server.wait() == 0

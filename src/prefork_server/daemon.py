@@ -4,73 +4,106 @@ Nothing else changes: not the directory, nor the umask, nor the environment.
 """
 
 import os
+import signal
+import socket
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from .errors import BootError
+from .errors import BootError, PreforkError
 from .forks import drop, fork, keep_from_forks
 from .logfiles import flush_streams
+from .signals import all_blocked
 
-_READY = b"ready "
+_READY = "ready"
+_END = "\0"  # of a word: no error, no path and no address holds it
+
+Serve = Callable[[Callable[..., None]], None]
 
 
-def daemonize(serve: Callable[[Callable[[], None]], None]) -> int:
-    """Call ``serve(ready)`` in a new process, and return its pid when that calls ``ready()``.
+def daemonize(serve: Serve) -> tuple[int, list[str]]:
+    """Call ``serve(ready)`` in a new process; when that calls ``ready(*words)`` return its
+    pid, and the words.
 
     The process has a session of its own, no terminal, and ``/dev/null`` for its standard
     streams; it ends when ``serve`` returns, and never comes back here. Raises BootError,
     with what it said last, if it ends before it is ready.
     """
     flush_streams()  # what is in a buffer now would be written twice
-    reader, writer = os.pipe()
-    child = fork()
-    if child == 0:
-        try:
-            os.close(reader)
-            os.setsid()
-            # No leader of its session: it can never acquire a terminal again.
-            if fork() == 0:
-                _be_daemon(serve, keep_from_forks(writer))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(writer)
-    with suppress(ChildProcessError):  # where SIGCHLD is ignored the system reaps it
-        os.waitpid(child, 0)
-    with open(reader, "rb") as pipe:
-        said = pipe.read()
-    if said.startswith(_READY):
-        return int(said.removeprefix(_READY))
-    cause, _, report = said.decode("utf-8", "replace").partition("\n")
-    raise BootError(cause or "the daemon died before it was ready", report)
+    # No pipe: where SIGPIPE has its default action, a launcher that is gone would be fatal.
+    ours, theirs = socket.socketpair()
+    with ours:
+        # A handler of the program's that raised between fork and try would have the child
+        # come back into the caller's code.
+        with theirs, all_blocked() as mask:
+            child = _fork()
+            if child == 0:
+                ours.close()
+                _leave_terminal(serve, theirs, mask)
+        with suppress(ChildProcessError):  # where SIGCHLD is ignored the system reaps it
+            os.waitpid(child, 0)
+        with ours.makefile("r", encoding="utf-8", newline="") as pipe:
+            kind, *words = pipe.read().split(_END)
+    if kind == _READY:
+        return int(words[0]), words[1:]
+    raise BootError(kind or "the daemon died before it was ready", *words[:1])
 
 
-def _be_daemon(serve: Callable[[Callable[[], None]], None], launcher: int) -> NoReturn:
+def _fork() -> int:
+    try:
+        return fork()
+    except OSError as error:
+        raise BootError(f"cannot fork: {error.strerror}") from error
+
+
+def _leave_terminal(serve: Serve, launcher: socket.socket, mask: set[int]) -> NoReturn:
+    try:
+        signal.set_wakeup_fd(-1)  # the program's event loop sleeps there, in the launcher
+        os.setsid()
+        # No leader of its session: it can never acquire a terminal again.
+        if fork() == 0:
+            _be_daemon(serve, launcher, mask)
+    except OSError as error:
+        _say(launcher, f"cannot fork: {error.strerror}")
+    finally:
+        os._exit(0)
+
+
+def _be_daemon(serve: Serve, launcher: socket.socket, mask: set[int]) -> NoReturn:
     status = 1
     said = False
 
-    def say(words: bytes) -> None:
+    def say(*words: str) -> None:
         nonlocal said
         if not said:
             said = True
-            with suppress(BrokenPipeError):  # the launcher did not wait for us
-                os.write(launcher, words)
-            drop(launcher)
+            _say(launcher, *words)
+            drop(launcher.detach())
 
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        keep_from_forks(launcher.fileno())
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         if null > 2:
             os.close(null)
-        serve(lambda: say(_READY + b"%d" % os.getpid()))
-        say(b"it was stopped before it was ready")
+        serve(lambda *words: say(_READY, str(os.getpid()), *words))
+        say("it was stopped before it was ready")
         status = 0
     except BaseException as error:
-        report = getattr(error, "report", "")
-        say(f"{error or type(error).__name__}\n{report}".encode())
+        ours = isinstance(error, PreforkError)
+        name = "" if ours else type(error).__name__
+        report = getattr(error, "report", "") if ours else traceback.format_exc()
+        say(": ".join(filter(None, (name, str(error)))), report)
     finally:
         # The atexit handlers and the frames below are the launcher's.
         flush_streams()
         os._exit(status)
+
+
+def _say(launcher: socket.socket, *words: str) -> None:
+    with suppress(ConnectionError):  # it did not wait for us
+        said = _END.join(words).encode("utf-8", "backslashreplace")
+        launcher.sendall(said, socket.MSG_NOSIGNAL)

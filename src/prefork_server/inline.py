@@ -16,7 +16,7 @@ from .job import Job
 from .journal import Journal
 from .remote import Remote
 from .reports import Reports
-from .scoreboard import Scoreboard
+from .scoreboard import DRAIN, DRAIN_ONCE, Scoreboard
 from .signals import Bell, handled
 from .titles import Title
 from .worker import MasterHandle, Shared, standing_in
@@ -35,11 +35,13 @@ def run_inline(job: Job, remote: Remote) -> None:
         with remote.ringing(bell), standing_in(master), _hearing(master):
             job.hooks.after_fork(master)
             addresses = [listener.address for listener in job.listeners]
-            Journal(job.logger, os.getpid()).ready(addresses, ", inline")
-            job.hooks.ready(addresses)
+            journal = Journal(job.logger, os.getpid())
+            journal.ready(addresses, ", inline")
+            journal.run_hook("ready", job.hooks.ready, addresses)
             remote.is_ready(addresses)
             job.work(master)
     finally:
+        master._hang_up()
         for closing in (relay, reports, bell, board):
             closing.close()
 
@@ -52,9 +54,14 @@ class _Inline(MasterHandle):
     def __init__(self, job: Job, shared: Shared, bell: Bell, remote: Remote) -> None:
         super().__init__(1, job, shared, bell)
         self._remote = remote
+        self._listeners = job.listeners
 
     def _is_over(self) -> bool:
         return self._remote.stop_asked or super()._is_over()
+
+    def _asked_to_go(self) -> int:
+        ajar = [one for one in self._listeners if not one.shut_the_door()]
+        return DRAIN_ONCE if ajar else DRAIN
 
 
 @contextmanager

@@ -6,8 +6,10 @@ fails costs nobody anything.
 
 import logging
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from .pool import Death, WorkerHandle
 
@@ -42,6 +44,27 @@ class Journal:
     def ready(self, addresses: Sequence[str], how: str = "") -> None:
         where = f", listening on {', '.join(addresses)}" if addresses else ""
         self.say(logging.INFO, "ready", None, "ready%s%s", where, how)
+
+    def run_hook(self, name: str, hook: Callable[..., object], *args: Any) -> None:
+        try:
+            hook(*args)
+        except Exception:  # user code: its errors are logged and change nothing
+            self.say(logging.ERROR, "hook_failed", None, "%s failed", name, exc_info=True)
+
+    def warn_of_threads(self) -> bool:
+        """Whether some run that a fork will not have."""
+        ours = (threading.main_thread(), threading.current_thread())
+        names = [thread.name for thread in threading.enumerate() if thread not in ours]
+        if names:
+            self.say(
+                logging.WARNING,
+                "threads",
+                None,
+                "forking while other threads run (%s): a lock that one of them holds now is "
+                "never released in a worker",
+                ", ".join(names),
+            )
+        return bool(names)
 
     def kill(self, worker: WorkerHandle, fault: str, company: str, stack: str) -> None:
         place = innermost(stack)

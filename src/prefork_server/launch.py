@@ -11,6 +11,7 @@ from .daemon import daemonize
 from .errors import ConfigError
 from .inline import run_inline
 from .job import Hooks, Job
+from .journal import Journal
 from .listeners import Listener
 from .logfiles import fill_standard_descriptors, redirected, speaking
 from .master import Master
@@ -62,9 +63,12 @@ class Launch:
             defaults["log_path"] = file_name(self.app_name, ".log")
         launch = replace(self, settings=settle(self.settings, {}, **defaults))
 
-        def serve(ready: Callable[[], None]) -> None:
+        def serve(ready: Callable[..., None]) -> None:
             self.remote.when_ready = ready
             launch.run()
 
         fill_standard_descriptors()
-        return daemonize(serve)
+        Journal(self.logger, os.getpid()).warn_of_threads()
+        pid, addresses = daemonize(serve)
+        self.remote.handed_over(addresses)
+        return pid

@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -247,7 +247,7 @@ class Master:
     def _fork(self, slot: int) -> bool:
         """Whether the system let us."""
         self._run_hook("before_fork")
-        self._warn_of_threads()
+        self._warned = self._warned or self._journal.warn_of_threads()
         flush_streams()  # what is in a buffer now would be written by every worker
         forked_ns = time.monotonic_ns()
         self._board.clear(slot, forked_ns + in_ns(self._job.settings.boot_timeout))
@@ -294,20 +294,6 @@ class Master:
             become_worker(slot, self._job, shared, mask)
         finally:
             os._exit(1)
-
-    def _warn_of_threads(self) -> None:
-        ours = (threading.main_thread(), threading.current_thread())
-        names = [thread.name for thread in threading.enumerate() if thread not in ours]
-        if names and not self._warned:
-            self._warned = True
-            self._say(
-                logging.WARNING,
-                "threads",
-                None,
-                "forking while other threads run (%s): a lock that one of them holds now is "
-                "never released in a worker",
-                ", ".join(names),
-            )
 
     # Obey
 
@@ -364,11 +350,7 @@ class Master:
         self._board.close()
 
     def _run_hook(self, name: str, *args: Any) -> None:
-        hook: Callable[..., object] = getattr(self._job.hooks, name)
-        try:
-            hook(*args)
-        except Exception:  # user code: its errors are logged and change nothing
-            self._say(logging.ERROR, "hook_failed", None, "%s failed", name, exc_info=True)
+        self._journal.run_hook(name, getattr(self._job.hooks, name), *args)
 
 
 def _in_terminal() -> bool:

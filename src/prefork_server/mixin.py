@@ -4,6 +4,7 @@ multi-process one."""
 import os
 import socket
 import socketserver
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
@@ -29,6 +30,18 @@ else:
 
 
 _Socket = socket.socket  # the class below has an attribute of that name
+
+
+class _ShutDownByName(threading.Event):
+    """In the place of the event that ``BaseServer.shutdown`` waits for."""
+
+    def __init__(self, remote: Remote) -> None:
+        super().__init__()
+        self._remote = remote
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._remote.shut_down()
+        return True
 
 
 class PreforkMixIn(_Base):
@@ -83,6 +96,8 @@ class PreforkMixIn(_Base):
             ):
                 setattr(self, name, value)
         super().__init__(*args, **kwargs)
+        # Some call the shutdown() of their base by its full name, past ours: there it waits.
+        vars(self)["_BaseServer__is_shut_down"] = _ShutDownByName(self._prefork_remote)
 
     def serve_forever(self, poll_interval: float = 0.5, *args: Any, **kwargs: Any) -> None:
         """Fork workers, and serve until a signal or ``shutdown()`` ends it.
@@ -174,6 +189,8 @@ class PreforkMixIn(_Base):
         if self._prefork_terms:
             acceptor.wrap = self._prefork_terms.wrap
             self._prefork_shake_hands_first()
+        if master.inline:
+            vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
         take = Reception(self, master, acceptor, self._prefork_settled()).take
         elsewhere = Elsewhere(self)
         for listener in master._waiting(self.service_actions):
@@ -217,6 +234,8 @@ class PreforkMixIn(_Base):
                 self.shutdown_request(request)
         except BaseException as error:
             # User code. SystemExit asks for a new worker, after this one's manners.
+            if isinstance(error, KeyboardInterrupt) and master.inline:
+                raise  # a second Ctrl-C, which ends a program that is being debugged
             if isinstance(error, SystemExit):
                 master.retire()
             else:

@@ -3,10 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from .job import nothing
 from .signals import Bell
-from .worker import current_inline, current_master, in_worker
+from .worker import current_master, in_worker
 
 
 class Remote:
@@ -15,10 +16,11 @@ class Remote:
     def __init__(self) -> None:
         self.stop_asked: bool = False
         self.addresses: Sequence[str] = ()
-        self.when_ready: Callable[[], object] = nothing
+        self.when_ready: Callable[..., object] = nothing
         self._settled = threading.Event()
         self._over = threading.Event()
         self._ready = False
+        self._handling: set[int] = set()  # the threads that end before we do
         self._lock = threading.Lock()
         self._bell: Bell | None = None
         self._thread: threading.Thread | None = None
@@ -35,11 +37,31 @@ class Remote:
             self.stop_asked = not self._over.is_set()  # what is over need not be stopped
             if self._bell:
                 self._bell.ring()
-        thread = threading.current_thread()
-        # Inline, the end waits for the threads of handlers: they must not wait for it.
-        of_handler = current_inline() and thread is not threading.main_thread()
-        if thread is not self._thread and not of_handler:
+        if threading.current_thread() is not self._thread and not self._in_handler():
             self._over.wait()
+
+    def handing(self, serve: Callable[..., Any]) -> Callable[..., Any]:
+        """``serve``, in whose thread nobody waits for the end: inline, the end waits for it."""
+
+        def handle(*args: Any) -> Any:
+            thread = threading.get_ident()
+            self._handling.add(thread)
+            try:
+                return serve(*args)
+            finally:
+                self._handling.discard(thread)
+
+        return handle
+
+    def _in_handler(self) -> bool:
+        return threading.get_ident() in self._handling
+
+    def handed_over(self, addresses: Sequence[str]) -> None:
+        """It is a daemon's now: here nothing is left to wait for."""
+        self.addresses = addresses
+        self._ready = True
+        self._settled.set()
+        self._over.set()
 
     def wait_ready(self, timeout: float | None) -> bool:
         """True when the first worker is ready; False if the time or the server ends before."""
@@ -73,4 +95,4 @@ class Remote:
         self.addresses = addresses
         self._ready = True
         self._settled.set()
-        self.when_ready()
+        self.when_ready(*addresses)

@@ -52,6 +52,8 @@ class _OwnServer(PreforkMixIn):
     @property
     def addresses(self) -> list[str]:
         """Where it listens, each as one would write it: ``127.0.0.1:9000``, ``unix:/path``."""
+        if self.socket.fileno() < 0:  # after start(), the daemon has it
+            return list(self._prefork_remote.addresses)
         sockets = [self.socket, *(listener.socket for listener in self._prefork_more)]
         return [address_text(sock.getsockname()) for sock in sockets]
 

@@ -244,6 +244,11 @@ class MasterHandle:
             raise RuntimeError("there is nothing to accept from: give Preforker(..., listen=[...])")
         return self._acceptor
 
+    def _hang_up(self) -> None:
+        if self._acceptor:
+            self._acceptor.close()
+            self._acceptor.hang_up()
+
     def _waiting(self, each_time: Callable[[], object] = nothing) -> Iterator[socket.socket]:
         """Each listener on which somebody waits, until it is time to go."""
         acceptor = self._accepting()
@@ -363,20 +368,15 @@ def in_worker() -> bool:
     return _here is not None and not _here.inline
 
 
-def current_inline() -> bool:
-    """Whether this process works inline at this moment."""
-    return _here is not None and _here.inline
-
-
 @contextmanager
 def standing_in(master: MasterHandle) -> Iterator[None]:
     """This process works with ``master``, though it is no fork of one."""
     global _here
-    _here = master
+    outer, _here = _here, master
     try:
         yield
     finally:
-        _here = None
+        _here = outer
 
 
 def _in_fork_of_worker() -> None:
