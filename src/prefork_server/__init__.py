@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # for type checkers it is True; typing itself takes longe
 if TYPE_CHECKING:
     from .connection import Connection
     from .errors import BindError, BootError, ConfigError, PreforkError
+    from .handle import MasterHandle, current_master
     from .job import Hooks
     from .mixin import PreforkMixIn
     from .pool import Death
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         PreforkUnixStreamServer,
     )
     from .settings import Settings
-    from .worker import MasterHandle, current_master
 
 if not sys.platform.startswith("linux"):
     raise ImportError(
@@ -45,7 +45,7 @@ _HOMES = {
         "PreforkUnixStreamServer",
     ),
     "settings": ("Settings",),
-    "worker": ("MasterHandle", "current_master"),
+    "handle": ("MasterHandle", "current_master"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -18,15 +18,17 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from .connection import Connection, Vigil
-from .scoreboard import SECOND
+from .scoreboard import NEVER, SECOND
 
 _LONG_NS = SECOND // 200  # after so long with one client, queue up behind the idle workers
 _COURTESY_NS = SECOND // 1000  # after one that is kept: time enough for a sibling to wake up
+_GLANCE_NS = SECOND // 20  # guests that were silent for too long are looked for so often
 _PAUSES = (0.1, 1.0)  # seconds without descriptors: the first pause, and the longest
 _COMPLAINTS_NS = 5 * SECOND  # a log line about them at most so often
 
@@ -66,8 +68,25 @@ _accept: Callable[[socket.socket], tuple[int, Any]] = getattr(
 )
 
 
+class Guest:
+    """A connection that is kept while its client thinks, and costs no worker meanwhile."""
+
+    request: Any
+    peer: Any
+    until_ns: int = NEVER  # when its client has been silent for too long
+
+    def resume(self) -> None:
+        """Its client spoke, or was silent for too long: take what is there, wait for nothing,
+        and have it kept again, or close it."""
+        raise NotImplementedError
+
+    def dismiss(self) -> None:
+        """The worker goes, and its client has said nothing: close it."""
+        raise NotImplementedError
+
+
 class Acceptor:
-    """The accepting side of one worker."""
+    """The accepting side of one worker, and the guests that it keeps."""
 
     def __init__(
         self,
@@ -86,6 +105,11 @@ class Acceptor:
         self._patience = patience
         self._logger = logger
         self._answering: dict[int, Connection] = {}
+        self._guests: dict[int, Guest] = {}
+        self._watched: dict[int, Guest] = {}
+        self._turns: deque[Guest] = deque()
+        self._next_turns: deque[Guest] = deque()
+        self._soonest_ns = NEVER  # before this no guest has been silent for too long
         self._epoll = select.epoll()
         self._epoll.register(vigil.bell, select.EPOLLIN)
         self._enlisted = False
@@ -102,29 +126,52 @@ class Acceptor:
         """Whether it looks at nobody for a while, though somebody may wait."""
         return self._resting_until_ns > 0
 
-    def wait(self, seconds: float) -> socket.socket | None:
-        """A listener on which somebody waits; None when the time is over, or something
-        happened that the caller should look at."""
-        self._settle_last()
-        if self._resting_until_ns:
-            left = (self._resting_until_ns - time.monotonic_ns()) / SECOND
-            if left <= 0:
-                self._resting_until_ns = 0
-                self._enlist()
-            seconds = max(0.0, min(seconds, left))
-        events = self._epoll.poll(seconds)
+    def wait(self, seconds: float) -> socket.socket | Guest | None:
+        """A listener on which somebody waits, or a guest to resume; None when the time is
+        over, or something happened that the caller should look at.
+
+        Everybody who is ready has a turn before anybody has another: who is kept cannot
+        starve who comes.
+        """
+        if self._taken_ns:
+            self._settle_last()
+        if self._turns:
+            return self._turns.popleft()
+        events = self._epoll.poll(self._nap(seconds, time.monotonic_ns()))
+        ready = [fd for fd, _ in events if self._is_listener(fd)]
+        if ready:
+            if len(ready) > 1:
+                self._turn += 1
+                self._relay.wake_one()
+            # Before any guest: the kernel has told nobody else of who waits there.
+            return self._listeners[ready[self._turn % len(ready)]]
+        if self._turns:
+            return self._turns.popleft()
         if not events:
             self._enlist()
-            return None
-        ready = [fd for fd, _ in events if self._is_listener(fd)]
-        if not ready:
-            return None
-        if len(ready) > 1:
-            self._turn += 1
-            self._relay.wake_one()
-        return self._listeners[ready[self._turn % len(ready)]]
+        return None
+
+    def _nap(self, seconds: float, now_ns: int) -> float:
+        """How long to sleep, ``seconds`` at most."""
+        until_ns = self._soonest_ns
+        if self._resting_until_ns:
+            if self._resting_until_ns <= now_ns:
+                self._resting_until_ns = 0
+                self._enlist()
+            else:
+                until_ns = min(until_ns, self._resting_until_ns)
+        if now_ns >= self._soonest_ns:
+            self._find_silent(now_ns)
+        if self._next_turns:
+            self._turns, self._next_turns = self._next_turns, self._turns
+            return 0.0
+        return max(0.0, min(seconds, (until_ns - now_ns) / SECOND))
 
     def _is_listener(self, fd: int) -> bool:
+        guest = self._guests.pop(fd, None)
+        if guest:
+            self._turns.append(guest)
+            return False
         if fd in self._listeners:
             return True
         if fd == self._relay.fd:
@@ -148,6 +195,35 @@ class Acceptor:
         fd, peer = _accept(listener)
         connection = Connection(*self._kinds[listener.fileno()], fd, self.vigil, patience)
         return (self.wrap(connection, self.vigil) if self.wrap else connection), peer
+
+    def keep(self, guest: Guest, until_ns: int, ready: bool = False) -> None:
+        """Have it resumed when its client speaks, or ``until_ns`` is past. ``ready``: when it
+        is its turn again, since what its client said next was read already."""
+        if ready:
+            self._next_turns.append(guest)
+            return
+        fd = guest.request.fileno()
+        guest.until_ns = until_ns
+        self._guests[fd] = guest
+        if until_ns < self._soonest_ns:
+            self._soonest_ns = until_ns
+        if self._watched.get(fd) is not guest:
+            self._watched[fd] = guest
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def let_go(self, guest: Guest) -> None:
+        """Before it is closed: a fork may hold it, and epoll would tell of it for ever."""
+        fd = guest.request.fileno()
+        if self._watched.get(fd) is guest:
+            del self._watched[fd]
+            self._epoll.unregister(fd)
+
+    def _find_silent(self, now_ns: int) -> None:
+        silent = [fd for fd, guest in self._guests.items() if guest.until_ns <= now_ns]
+        self._next_turns.extend(self._guests.pop(fd) for fd in silent)
+        # Not at once for the next one: there may be thousands.
+        soonest_ns = min((guest.until_ns for guest in self._guests.values()), default=NEVER)
+        self._soonest_ns = max(soonest_ns, now_ns + _GLANCE_NS)
 
     def lend(self) -> None:
         """Let the ``accept()`` of the listeners themselves return connections of ours, for a
@@ -205,14 +281,23 @@ class Acceptor:
         if error.errno in _SCARCE:
             self._rest(error)
 
+    @property
+    def has_guests(self) -> bool:
+        return bool(self._guests or self._turns or self._next_turns)
+
     def close(self) -> None:
         """Take no more, and close the listeners: nobody must find them open and unattended."""
-        self._epoll.close()
+        self._resign()
         for listener in self._listeners.values():
             listener.close()
+        self._listeners.clear()
 
     def hang_up(self) -> None:
         """Nothing more is answered."""
+        self.close()
+        for guest in (*self._turns, *self._next_turns, *self._guests.values()):
+            guest.dismiss()
+        self._epoll.close()
         for connection in self._answering.values():
             connection.close()
 
@@ -224,13 +309,11 @@ class Acceptor:
         faster than the sibling who is only being woken: so after a kept one it steps
         aside for a moment.
         """
-        if self._taken_ns:
-            now = time.monotonic_ns()
-            if self._taken is not None and self._taken.fileno() != -1:
-                self._step_aside(_COURTESY_NS)
-            elif now - self._taken_ns > _LONG_NS:
-                self._enlist()
-            self._taken, self._taken_ns = None, 0
+        if self._taken is not None and self._taken.fileno() != -1:
+            self._step_aside(_COURTESY_NS)
+        elif time.monotonic_ns() - self._taken_ns > _LONG_NS:
+            self._enlist()
+        self._taken, self._taken_ns = None, 0
 
     def _step_aside(self, for_ns: int) -> None:
         self._resting_until_ns = time.monotonic_ns() + for_ns
@@ -238,7 +321,7 @@ class Acceptor:
 
     def _enlist(self) -> None:
         self._resign()
-        if not self._resting_until_ns:
+        if self._listeners and not self._resting_until_ns:
             for fd in (*self._listeners, self._relay.fd):
                 self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             self._enlisted = True

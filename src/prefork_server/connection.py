@@ -220,6 +220,18 @@ class Connection(Waiting, socket.socket):
         found: tuple[Any, ...] = self._read(_recvmsg_into, end, flags, buffers, ancbufsize)
         return found
 
+    def recv_now(self, bufsize: int) -> bytes | None:
+        """What is there, at most so many bytes; None if that is nothing yet. It never waits."""
+        try:
+            data = _recv(self, bufsize, _DONTWAIT)
+        except BlockingIOError:
+            return None
+        except _BY_CLIENT as failure:
+            failure.by_client = True  # type: ignore[union-attr]
+            raise
+        self._asked = True
+        return data
+
     # Writing
 
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:

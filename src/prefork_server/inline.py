@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import FrameType
 
 from .acceptor import Relay
+from .handle import MasterHandle, Shared, standing_in
 from .job import Job
 from .journal import Journal
 from .remote import Remote
@@ -19,7 +20,6 @@ from .reports import Reports
 from .scoreboard import DRAIN, DRAIN_ONCE, Scoreboard
 from .signals import Bell, handled
 from .titles import Title
-from .worker import MasterHandle, Shared, standing_in
 
 
 def run_inline(job: Job, remote: Remote) -> None:

@@ -9,8 +9,8 @@ from .listeners import Listener
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .handle import MasterHandle
     from .pool import Death
-    from .worker import MasterHandle
 
 
 def nothing(*_: object) -> None:

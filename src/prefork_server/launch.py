@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from .daemon import daemonize
 from .errors import ConfigError
+from .handle import MasterHandle
 from .inline import run_inline
 from .job import Hooks, Job
 from .journal import Journal
@@ -18,7 +19,6 @@ from .master import Master
 from .pidfile import claimed
 from .remote import Remote
 from .settings import Settings, file_name, settle
-from .worker import MasterHandle
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 from .acceptor import Relay
 from .errors import BootError
 from .forks import drop, fork, keep_from_forks
+from .handle import Shared
 from .job import Job
 from .journal import Journal
 from .logfiles import flush_streams
@@ -28,7 +29,7 @@ from .scoreboard import SECOND, SINCE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
 from .titles import Title
-from .worker import Shared, become_worker
+from .worker import become_worker
 
 HEARD = (
     signal.SIGHUP,

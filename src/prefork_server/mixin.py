@@ -10,8 +10,10 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from .acceptor import Guest
 from .elsewhere import Elsewhere
 from .errors import ConfigError
+from .handle import MasterHandle
 from .job import HOOKS, Hooks, nothing
 from .launch import Launch
 from .listeners import BACKLOG, Listener, address_text, adopt
@@ -19,7 +21,6 @@ from .logfiles import fill_standard_descriptors, logger_named
 from .reception import Reception, is_tls
 from .remote import Remote
 from .settings import Settings, settle
-from .worker import MasterHandle
 
 if TYPE_CHECKING:
     from .tls import Terms
@@ -193,16 +194,19 @@ class PreforkMixIn(_Base):
             vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
         take = Reception(self, master, acceptor, self._prefork_settled()).take
         elsewhere = Elsewhere(self)
-        for listener in master._waiting(self.service_actions):
+        for ready in master._waiting(self.service_actions):
+            if isinstance(ready, Guest):
+                self._prefork_contain(master, ready.request, ready.peer, ready.resume)
+                continue
             try:
-                taken = take(listener)
+                taken = take(ready)
             except OSError as error:
                 acceptor.failed(error)
             except Exception:  # user code, before there is anybody to answer
                 master.logger.exception("get_request failed", extra={"event": "request_failed"})
             else:
                 if taken is not None:
-                    self._prefork_serve(master, *taken)
+                    self._prefork_contain(master, *taken, self._prefork_admit, *taken)
         while elsewhere.is_busy():
             master._beat()
         acceptor.hang_up()
@@ -225,13 +229,26 @@ class PreforkMixIn(_Base):
 
         vars(self)["finish_request"] = finish_request
 
-    def _prefork_serve(self, master: MasterHandle, request: Any, peer: Any) -> None:
-        """One connection, and nothing that happens in it ends the worker, or the loop."""
+    def _prefork_admit(self, request: Any, peer: Any) -> None:
+        if self.verify_request(request, peer):
+            self._prefork_process(request, peer)
+        else:
+            self.shutdown_request(request)
+
+    def _prefork_process(self, request: Any, peer: Any) -> None:
+        self.process_request(request, peer)
+
+    def _prefork_contain(
+        self,
+        master: MasterHandle,
+        request: Any,
+        peer: Any,
+        serve: Callable[..., object],
+        *args: Any,
+    ) -> None:
+        """Nothing that happens in a connection ends the worker, or the loop."""
         try:
-            if self.verify_request(request, peer):
-                self.process_request(request, peer)
-            else:
-                self.shutdown_request(request)
+            serve(*args)
         except BaseException as error:
             # User code. SystemExit asks for a new worker, after this one's manners.
             if isinstance(error, KeyboardInterrupt) and master.inline:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Unpack
 
 from .errors import ConfigError
+from .handle import MasterHandle
 from .job import Hooks, nothing
 from .launch import Launch
 from .listeners import Addresses, Listener, listen, parse_all
@@ -13,7 +14,6 @@ from .logfiles import logger_named
 from .pool import Death
 from .remote import Remote
 from .settings import Settings, SettingsKeywords, file_name, settle
-from .worker import MasterHandle
 
 
 class Preforker:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .handle import current_master, in_worker
 from .job import nothing
 from .signals import Bell
-from .worker import current_master, in_worker
 
 
 class Remote:

@@ -1,0 +1,335 @@
+"""The master, as a worker sees it: what user code calls ``master``.
+
+It speaks to the master through the scoreboard and one byte in a pipe, and hears it
+through the scoreboard and a signal.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from .acceptor import Acceptor, Guest, Relay
+from .connection import Connection, Vigil
+from .job import Job, nothing
+from .reports import Reports
+from .scoreboard import (
+    ASKS_STOP,
+    DEADLINE,
+    DRAIN,
+    DRAIN_ONCE,
+    LEAVING,
+    NEVER,
+    READY,
+    REQUESTS,
+    SINCE,
+    WISH,
+    Scoreboard,
+    in_ns,
+)
+from .signals import Bell
+from .titles import Title
+
+_ANSWER = 0.5  # seconds for the master to say what it wants
+_QUIET = 0.1  # seconds without anybody in the queue: then it is empty
+_DRAINS = (DRAIN, DRAIN_ONCE)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the master made before the fork, for both of them."""
+
+    board: Scoreboard
+    reports: Reports
+    relay: Relay
+    bell: Bell  # wakes the master
+    title: Title
+    life: int  # the read end of a pipe that ends when the master does
+    master_pid: int
+
+
+class MasterHandle:
+    """The master, as a worker sees it.
+
+    ``slot`` is the number of this worker, from 1; its successor has it again.
+    ``pid`` is the master's. ``logger`` is where the server logs. ``inline`` says that
+    there is none, and the worker is this process.
+    """
+
+    inline = False
+
+    def __init__(self, slot: int, job: Job, shared: Shared, bell: Bell) -> None:
+        settings = job.settings
+        self.slot = slot
+        self.pid: int = shared.master_pid
+        self.logger: logging.Logger = job.logger
+        self._board = shared.board
+        self._title = shared.title
+        self._master_bell = shared.bell
+        self._bell = bell
+        self._foreign = False
+        self._graceful = settings.graceful_timeout
+        self._patience_ns = NEVER if settings.timeout is None else in_ns(settings.timeout)
+        # Often enough that one late beat is no silence, and no oftener than once a second.
+        self._pause = min(1.0, (settings.timeout or 3.0) / 3)
+        self._words = shared.board.words
+        self._own_words = self._words  # what we write to; see _disown
+        at = shared.board.at
+        self._deadline = at(slot, DEADLINE)
+        self._wish = at(slot, WISH)
+        self._leaving = at(slot, LEAVING)
+        self._ready = at(slot, READY)
+        self._requests = at(slot, REQUESTS)
+        self._since = at(slot, SINCE)
+        self._asks_stop = at(slot, ASKS_STOP)
+        vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
+        self._acceptor: Acceptor | None = None
+        if job.listeners:
+            listeners = [listener.socket for listener in job.listeners]
+            self._acceptor = Acceptor(
+                listeners, shared.relay, vigil, settings.client_timeout, self.logger
+            )
+
+    def __repr__(self) -> str:
+        return f"<MasterHandle pid={self.pid}, in worker={self.slot} pid={os.getpid()}>"
+
+    # For user code
+
+    def wants_me_alive(self, within: float | None = None) -> bool:
+        """Tell the master we are alive; return whether it wants us to go on.
+
+        Ask at least once every ``timeout`` seconds, or be killed and replaced.
+        ``within`` says that the next time may be so many seconds away, just this once.
+        Once it has returned False it never returns True again.
+        """
+        if within is None:
+            allowed_ns = self._patience_ns
+        elif within > 0:
+            allowed_ns = min(in_ns(min(within, 1e9)), NEVER)
+        else:
+            raise ValueError(f"within is a number of seconds above 0, not {within!r}")
+        self._own_words[self._deadline] = time.monotonic_ns() + allowed_ns
+        return not self._is_over()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, at most so long; return whether the master wants us to go on.
+
+        Returns at once, False, when it does not. The sleep counts as life, however long.
+        """
+        poll = select.poll()
+        poll.register(self._bell.fileno(), select.POLLIN)
+        end = time.monotonic() + seconds
+        while self.wants_me_alive():
+            left = end - time.monotonic()
+            if left <= 0:
+                return True
+            if poll.poll(min(left, self._pause) * 1000):
+                self._bell.hush()
+        return False
+
+    def connections(self) -> Iterator[tuple[Connection, Any]]:
+        """Accept, one connection after the other, until the master wants us to go.
+
+        Each step counts as life. Close the connections you get, or keep them and serve
+        them in your own way. On a graceful stop the queue is served first. Raises
+        ``RuntimeError`` where there is nothing to listen on.
+        """
+        acceptor = self._accepting()
+        for ready in self._waiting():
+            if isinstance(ready, Guest):
+                ready.resume()
+                continue
+            taken = acceptor.accept(ready)
+            if taken:
+                self._took(taken[1])
+                yield taken
+
+    def retire(self) -> None:
+        """Finish what is at hand, then go: ``wants_me_alive()`` is False from here on.
+
+        The master replaces this worker at once, and kills it if it is not gone after
+        ``graceful_timeout``.
+        """
+        self._go()
+        self._master_bell.ring()
+
+    # For the front rooms
+
+    def _accepting(self) -> Acceptor:
+        if self._acceptor is None:
+            raise RuntimeError("there is nothing to accept from: give Preforker(..., listen=[...])")
+        return self._acceptor
+
+    def _hang_up(self) -> None:
+        if self._acceptor:
+            self._acceptor.hang_up()
+
+    def _waiting(
+        self, each_time: Callable[[], object] = nothing
+    ) -> Iterator[socket.socket | Guest]:
+        """Each listener on which somebody waits, and each guest to resume, until it is time
+        to go."""
+        acceptor = self._accepting()
+        while True:
+            each_time()
+            if self._foreign:
+                os._exit(0)  # a handler forked, and its child came back into our loop
+            self._be_idle()
+            if not self.wants_me_alive():
+                break
+            # Whoever is woken for a connection takes it before it obeys anything: the
+            # kernel has told nobody else.
+            ready = acceptor.wait(self._pause)
+            if ready is not None:
+                yield ready
+        wish = self._words[self._wish] or self._asked_to_go()
+        if wish not in _DRAINS:
+            self._be_idle()
+            acceptor.close()
+            yield from self._see_off(acceptor)
+            wish = self._words[self._wish]
+        if wish in _DRAINS:
+            yield from self._drain(acceptor, _QUIET if wish == DRAIN else 0.0)
+        self._be_idle()
+        acceptor.close()
+
+    def _see_off(self, acceptor: Acceptor) -> Iterator[socket.socket | Guest]:
+        """The others take who comes. Whom we keep, and may be about to ask, we serve to his
+        limit, unless the server stops."""
+        end = time.monotonic() + self._graceful / 2
+        while acceptor.has_guests and time.monotonic() < end:
+            self._beat()
+            ready = acceptor.wait(self._pause)
+            if ready is not None:
+                yield ready
+            self._be_idle()
+            if self._words[self._wish] in _DRAINS:
+                break
+
+    def _asked_to_go(self) -> int:
+        """Who goes of its own accord waits for a word of the master: a QUIT to the whole group
+        may reach us before it, and then the queue is to be served. Without a master: 0."""
+        answer = select.poll()
+        answer.register(self._bell.fileno(), select.POLLIN)
+        end = time.monotonic() + _ANSWER
+        while not self.inline and not self._words[self._wish] and os.getppid() == self.pid:
+            self._master_bell.ring()
+            answer.poll(_ANSWER * 100)
+            self._bell.hush()
+            if time.monotonic() > end:
+                break  # it is stopped, or busy with a hook
+        return self._words[self._wish]
+
+    def _drain(self, acceptor: Acceptor, quiet: float) -> Iterator[socket.socket | Guest]:
+        """The server stops: serve who is inside, since nobody else will, until none has come
+        for ``quiet`` seconds."""
+        now = quiet_since = time.monotonic()
+        end = now + self._graceful / 2  # so that what is served last has time, too
+        while now < end:
+            self._beat()
+            ready = acceptor.wait(max(0.0, quiet_since + quiet - now))
+            if ready is not None:
+                yield ready
+            now = time.monotonic()
+            if ready is not None or acceptor.resting:
+                quiet_since = now
+            elif now >= quiet_since + quiet:
+                break
+
+    def _took(self, peer: Any) -> None:
+        words = self._own_words
+        now_ns = time.monotonic_ns()
+        words[self._deadline] = now_ns + self._patience_ns  # the handler has all of it
+        words[self._since] = now_ns
+        words[self._requests] += 1
+        self._title.show_busy(words[self._requests])
+        self._board.set_peer(self.slot, peer)
+
+    def _be_idle(self) -> None:
+        if self._own_words[self._since]:
+            self._own_words[self._since] = 0
+            self._title.show_idle()
+
+    def _be_ready(self) -> None:
+        self._beat()
+        self._own_words[self._ready] = time.monotonic_ns()
+        self._master_bell.ring()
+
+    def _ask_stop(self) -> None:
+        """Ask the master to stop the whole server. Returns at once."""
+        self._words[self._asks_stop] = 1  # from a fork of the worker, too
+        self._master_bell.ring()
+
+    # How it works
+
+    def _beat(self) -> None:
+        self._own_words[self._deadline] = time.monotonic_ns() + self._patience_ns
+
+    def _is_over(self) -> bool:
+        return bool(self._words[self._wish] or self._words[self._leaving])
+
+    def _go(self, *_: object) -> None:
+        """As a handler of QUIT, and by our own wish."""
+        self._own_words[self._leaving] = 1
+
+    def _orphaned(self, *_: object) -> None:
+        """The master is gone: finish, and be gone too before long.
+
+        There is nobody to kill us any more if this is where we hang. So the kernel does:
+        the default action of SIGALRM needs no Python to run.
+        """
+        self._go()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.setitimer(signal.ITIMER_REAL, self._graceful)
+
+    def _disown(self) -> None:
+        """In a fork of the worker: it may read the scoreboard, but what it writes, nobody sees."""
+        self._foreign = True
+        self._own_words = memoryview(bytearray(self._words)).cast("q")
+
+
+_here: MasterHandle | None = None
+
+
+def stand_here(master: MasterHandle) -> None:
+    """From now on this process is a worker of ``master``."""
+    global _here
+    _here = master
+
+
+def current_master() -> MasterHandle:
+    """The master, in any code that runs in a worker. Elsewhere: RuntimeError."""
+    if _here is None:
+        raise RuntimeError("current_master() is there in a worker process only")
+    return _here
+
+
+def in_worker() -> bool:
+    """Whether this process is a worker, and somewhere else is its master."""
+    return _here is not None and not _here.inline
+
+
+@contextmanager
+def standing_in(master: MasterHandle) -> Iterator[None]:
+    """This process works with ``master``, though it is no fork of one."""
+    global _here
+    outer, _here = _here, master
+    try:
+        yield
+    finally:
+        _here = outer
+
+
+def _in_fork_of_worker() -> None:
+    if _here is not None:
+        _here._disown()
+
+
+os.register_at_fork(after_in_child=_in_fork_of_worker)
