@@ -191,6 +191,27 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         listen(unix_address(tmp_path / "no" / "s"))
 
 
+def test_a_directory_without_locks_is_a_bind_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("prefork_server.listeners.fcntl.flock", refuse)
+    with pytest.raises(BindError, match=r"unix:.*/s: No locks available \(its directory must be"):
+        listen(unix_address(tmp_path / "s"))
+
+
+def test_a_path_in_a_directory_that_was_removed_is_a_bind_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(BindError, match="unix:s: No such file or directory"):
+        listen(unix_address("s"))
+
+
 def test_of_many_who_start_together_one_gets_the_path(tmp_path: Path) -> None:
     got: list[Listener] = []
     refused: list[BindError] = []

@@ -54,6 +54,18 @@ def test_a_device_is_as_good_as_a_file() -> None:
     os.close(open_appending("/dev/null", "stdout_path"))
 
 
+@pytest.mark.parametrize("setting", ["pid_path", "log_path", "stdout_path"])
+def test_a_directory_that_was_removed_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    other = {} if setting == "pid_path" else {"pid_path": None}
+    with pytest.raises(ConfigError, match=rf"{setting} x: no working directory: No such file"):
+        Preforker(lambda master: None, **{**other, setting: "x"}).run()  # type: ignore[arg-type]
+
+
 def test_what_is_there_is_kept_and_a_new_file_is_not_for_others(tmp_path: Path) -> None:
     path = tmp_path / "log"
     before = os.umask(0)
@@ -107,10 +119,12 @@ def test_a_path_that_is_none_is_one_sentence(path: object) -> None:
         Preforker(lambda master: None, log_path=path)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("written", ["same", "./same", "../{here}/same", "{cwd}/same"])
 @pytest.mark.parametrize("other", ["log_path", "stdout_path", "stderr_path"])
-def test_the_pid_file_is_nobody_elses(other: str) -> None:
+def test_the_pid_file_is_nobody_elses(other: str, written: str) -> None:
+    path = written.format(here=Path.cwd().name, cwd=Path.cwd())
     with pytest.raises(ConfigError, match=f"pid_path must be a file of its own, and {other}"):
-        Preforker(lambda master: None, pid_path="same", **{other: "same"})  # type: ignore[arg-type]
+        Preforker(lambda master: None, pid_path="same", **{other: path})  # type: ignore[arg-type]
 
 
 def test_a_log_file_of_ours_and_a_logger_of_the_programs_exclude_each_other() -> None:

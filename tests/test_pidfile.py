@@ -1,5 +1,6 @@
 """The pid file: the lock on it decides, whatever is written there."""
 
+import errno
 import os
 import re
 import signal
@@ -126,6 +127,17 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_file(path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not path.exists()
+
+
+def test_a_file_system_without_locks_is_a_sentence(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("prefork_server.pidfile.fcntl.flock", refuse)
+    with pytest.raises(ConfigError, match=r"pid_path .*our.pid: cannot lock it: No locks avail"):
+        claimed(path).__enter__()
 
 
 def test_one_that_was_replaced_is_not_ours_to_remove(path: Path) -> None:

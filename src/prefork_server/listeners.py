@@ -46,6 +46,7 @@ _CURES = {
     errno.EADDRNOTAVAIL: "this machine has no such address",
     errno.EACCES: "a port below 1024, or a directory that is not yours?",
     errno.ENOENT: "the directory must be there",
+    errno.ENOLCK: "its directory must be on a file system with locks",
 }
 
 

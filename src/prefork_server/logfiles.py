@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from .errors import ConfigError
 from .forks import drop, keep_from_forks
-from .settings import FilePath
+from .settings import FilePath, absolute
 
 LOGGER = "prefork_server"
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
@@ -31,7 +31,7 @@ def speaking(logger: logging.Logger, path: FilePath | None = None) -> Iterator[N
     if path is None and logger.hasHandlers():
         yield
         return
-    handler = LogFile(path) if path else logging.StreamHandler()
+    handler = LogFile(absolute("log_path", path)) if path else logging.StreamHandler()
     handler.setFormatter(logging.Formatter(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME))
     level = logger.level
     if level == logging.NOTSET:
@@ -96,7 +96,7 @@ def open_appending(path: FilePath, setting: str) -> int:
 
     No link is followed: who can write to the directory could have us write elsewhere.
     """
-    path = os.path.abspath(path)
+    path = absolute(setting, path)
     # O_NONBLOCK is for a FIFO, where open() would wait for a reader.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from .errors import BootError, ConfigError
 from .forks import drop, keep_from_forks
-from .settings import FilePath
+from .settings import FilePath, absolute
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def claimed(path: FilePath | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    path = os.path.abspath(path)  # whoever changes directory later
+    path = absolute("pid_path", path)
     fd = keep_from_forks(_locked(path))
     try:
         line = b"%d\n" % os.getpid()
@@ -54,17 +54,22 @@ def _locked(path: str) -> int:
             raise ConfigError(f"pid_path {path}: {error.strerror}") from error
         try:
             _check(path, os.fstat(fd))
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(path, fd)
             if _is_at(path, fd):
                 return fd
-            os.close(fd)  # its last holder removed it between our open and our lock
-        except BlockingIOError:
-            holder = _holder(fd)
-            os.close(fd)
-            raise BootError(f"already running: {holder} holds {path}") from None
         except BaseException:
             os.close(fd)
             raise
+        os.close(fd)  # its last holder removed it between our open and our lock
+
+
+def _lock(path: str, fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BootError(f"already running: {_holder(fd)} holds {path}") from None
+    except OSError as error:  # a file system without locks
+        raise ConfigError(f"pid_path {path}: cannot lock it: {error.strerror}") from error
 
 
 def _check(path: str, there: os.stat_result) -> None:

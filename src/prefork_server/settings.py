@@ -140,7 +140,12 @@ class Settings:
         text = os.fspath(path) if isinstance(path, os.PathLike) else path
         if not isinstance(text, str) or not text or "\0" in text:
             raise ConfigError(f"{name} must be a path, or None, not {path!r}")
-        if name != "pid_path" and text == self.pid_path:
+        pid_path = self.pid_path
+        if (
+            name != "pid_path"
+            and pid_path
+            and absolute(name, text) == absolute("pid_path", pid_path)
+        ):
             raise ConfigError(f"pid_path must be a file of its own, and {name} is {path!r}, too")
 
     def _check_seconds(self, name: str, hint: str) -> None:
@@ -150,6 +155,14 @@ class Settings:
                 f"{name} must be a number of seconds above 0 and at most {_A_YEAR}, a year, "
                 f"not {value!r}{hint}"
             )
+
+
+def absolute(setting: str, path: FilePath) -> str:
+    """The same path for whoever changes directory later. Raises ConfigError."""
+    try:
+        return os.path.abspath(path)
+    except OSError as error:  # the working directory was removed
+        raise ConfigError(f"{setting} {path}: no working directory: {error.strerror}") from error
 
 
 def file_name(app_name: str, suffix: str) -> str:
