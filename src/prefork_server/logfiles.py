@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from .settings import FilePath, absolute
 LOGGER = "prefork_server"
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
 _TIME = "%H:%M:%S"  # on a terminal; a file may be read on another day
+_STANDARD = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 
 
 def logger_named(logger: logging.Logger | None) -> logging.Logger:
@@ -94,12 +97,17 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
 def open_appending(path: FilePath, setting: str) -> int:
     """A descriptor for whole lines at the end of ``path``. Raises ConfigError.
 
-    No link is followed: who can write to the directory could have us write elsewhere.
+    No link is followed: who can write to the directory could have us write elsewhere. But
+    ``/dev/stdout`` and the like are descriptors of ours, and duplicated: a socket cannot be
+    opened anew, and a file would be written at two places.
     """
     path = absolute(setting, path)
+    ours = _DESCRIPTOR.fullmatch(_STANDARD.get(path, path))
     # O_NONBLOCK is for a FIFO, where open() would wait for a reader.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
+        if ours:
+            return os.dup(int(ours[1]))
         fd = os.open(path, flags, 0o640)
     except OSError as error:
         raise ConfigError(f"{setting} {path}: {error.strerror}") from error
