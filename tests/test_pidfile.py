@@ -232,6 +232,22 @@ def test_a_stop_during_the_boot_leaves_no_file_and_nobody(start: Starter, tmp_pa
 
 
 @pytest.mark.processes
+def test_a_second_signal_at_the_very_end_leaves_no_file(start: Starter, tmp_path: Path) -> None:
+    server = start("""
+        from prefork_server.signals import Inbox
+        # As soon as signals have their default actions again, another one comes.
+        Inbox.close = lambda self: os.kill(os.getpid(), signal.SIGTERM)
+        def work(master):
+            while master.wait(60): pass
+        Preforker(work, workers=1).run()
+    """).ready()
+    assert (tmp_path / "preforker.pid").exists()
+    server.signal(signal.SIGTERM)
+    assert server.wait() == -signal.SIGTERM
+    assert not (tmp_path / "preforker.pid").exists()
+
+
+@pytest.mark.processes
 def test_off_the_main_thread_there_is_no_pid_file(start: Starter, tmp_path: Path) -> None:
     server = start("""
         def work(master):

@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from .errors import BootError, ConfigError
@@ -17,17 +17,24 @@ from .settings import FilePath, absolute
 
 
 @contextmanager
-def claimed(path: FilePath | None) -> Iterator[None]:
+def claimed(path: FilePath | None) -> Iterator[Callable[[], None]]:
     """Hold the file, with our pid in it, and remove it afterwards if it is still ours.
 
+    Gives what removes it earlier, for who has signals in hand that could end us before.
     Raises BootError, which names the holder, if another process has it, and ConfigError
     if there can be no such file. ``None``: nothing is held.
     """
     if path is None:
-        yield
+        yield lambda: None
         return
     path = absolute("pid_path", path)
     fd = keep_from_forks(_locked(path))
+
+    def remove() -> None:
+        with suppress(OSError):  # the directory is gone, or may not be written any more
+            if _is_at(path, fd):
+                os.unlink(path)
+
     try:
         line = b"%d\n" % os.getpid()
         try:
@@ -35,12 +42,10 @@ def claimed(path: FilePath | None) -> Iterator[None]:
             os.ftruncate(fd, len(line))
         except OSError as error:  # a full disk
             raise ConfigError(f"pid_path {path}: {error.strerror}") from error
-        yield
+        yield remove
     finally:
         # Before the lock is free: whoever has it after us may have written there.
-        with suppress(OSError):  # the directory is gone, or may not be written any more
-            if _is_at(path, fd):
-                os.unlink(path)
+        remove()
         drop(fd)
 
 
