@@ -234,6 +234,17 @@ def adopt(sock: socket.socket) -> Listener:
     return Listener(sock)
 
 
+def is_deaf(sock: socket.socket) -> bool:
+    """Whether nobody can come in: it does not listen, or has no address for datagrams."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        return False  # others may say it in other ways
+    if sock.type == socket.SOCK_STREAM:
+        return not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    name = sock.getsockname()
+    unnamed = not (name if sock.family == socket.AF_UNIX else name[1])
+    return sock.type == socket.SOCK_DGRAM and unnamed
+
+
 def listen(
     address: Address,
     backlog: int = BACKLOG,
