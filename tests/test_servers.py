@@ -509,8 +509,25 @@ def test_a_wrong_kind_of_address_is_refused_in_a_sentence(start: Starter) -> Non
                 print("refused:", error, flush=True)
     """)
     server.process.wait(20)
-    server.saw("refused: unix:/tmp/x alone is for a PreforkUnixStreamServer, this is a PreforkTCP")
+    server.saw(
+        "refused: unix:/tmp/x alone is for a PreforkUnixStreamServer, and not for PreforkTCP"
+    )
     server.saw("refused:", times=3)
+
+
+@pytest.mark.parametrize(
+    ("base", "cure"),
+    [
+        (PreforkTCPServer, "PreforkUnixStreamServer"),
+        (PreforkUDPServer, "PreforkUnixDatagramServer"),
+    ],
+)
+def test_a_subclass_with_any_name_is_told_which_server_takes_a_path(
+    base: type[PreforkTCPServer], cure: str
+) -> None:
+    Quote = type("QuoteOfTheDayTCP", (base,), {})  # noqa: N806 - a class
+    with pytest.raises(ConfigError, match=rf"unix:/x alone is for a {cure}, and not for Quote"):
+        Quote("unix:/x", socketserver.BaseRequestHandler)
 
 
 class Foreign(PreforkMixIn, socketserver.TCPServer):

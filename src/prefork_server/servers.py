@@ -114,8 +114,9 @@ class _OwnServer(PreforkMixIn):
         """The one address of a server, which must be of its own kind."""
         address = cls._prefork_parse(given)
         if address.family == socket.AF_UNIX:
-            cure = cls.__name__.replace("TCP", "UnixStream").replace("UDP", "UnixDatagram")
-            raise ConfigError(f"{address} alone is for a {cure}, this is a {cls.__name__}")
+            stream = cls.socket_type == socket.SOCK_STREAM
+            cure = "PreforkUnixStreamServer" if stream else "PreforkUnixDatagramServer"
+            raise ConfigError(f"{address} alone is for a {cure}, and not for {cls.__name__}")
         return address
 
     @classmethod
