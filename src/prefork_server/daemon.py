@@ -24,7 +24,12 @@ def daemonize(serve: Callable[[Callable[[], None]], None]) -> int:
     """
     flush_streams()  # what is in a buffer now would be written twice
     reader, writer = os.pipe()
-    child = fork()
+    try:
+        child = fork()
+    except OSError as error:
+        os.close(reader)
+        os.close(writer)
+        raise BootError(f"cannot fork: {error.strerror}") from error
     if child == 0:
         try:
             os.close(reader)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Unpack
 
-from .errors import ConfigError
+from .errors import BootError, ConfigError
 from .listeners import (
     Address,
     Addresses,
@@ -67,11 +67,21 @@ class _OwnServer(PreforkMixIn):
         here. This server is closed: the sockets are the daemon's. Raises BootError, which
         says why, if it ends before it is ready. To be called in the main thread.
         """
-        pid = self._prefork_launch().start()
-        with self._prefork_listening() as listeners:
-            for listener in listeners:
+        with ExitStack() as stack:
+            stack.callback(self._prefork_leave)
+            try:
+                return self._prefork_launch().start()
+            except (BootError, ConfigError):
+                stack.pop_all()  # there is no daemon: the sockets and the paths are still ours
+                raise
+
+    def _prefork_leave(self) -> None:
+        """The daemon has it all. After a Ctrl-C in between, nobody knows whether there is one:
+        a path that is left behind is replaced at the next start, a lost one is not."""
+        for listener in (self._prefork_listener, *self._prefork_more):
+            if listener:
                 listener.leave()
-        return pid
+        self.socket.close()
 
     def server_bind(self) -> None:
         """Bind and listen, on all addresses or on none: then it may be tried again.
