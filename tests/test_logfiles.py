@@ -174,6 +174,26 @@ def test_in_a_container_all_may_go_to_dev_stdout(start: Starter) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_is_written_in_one_piece(start: Starter, unbuffered: str) -> None:
+    server = start(
+        """
+        import builtins
+        from prefork_server.logfiles import redirected
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        def kind(): return sys.stdout.write_through, sys.stdout.line_buffering
+        before = kind()
+        with redirected(f"/dev/fd/{ours.fileno()}", None):
+            builtins.print("in", "one", "piece")
+        print("got", theirs.recv(100), before == kind())
+        """,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    server.saw(r"got b'in one piece\\n' True")
+    assert server.wait() == 0
+
+
+@pytest.mark.processes
 def test_closed_standard_streams_in_the_foreground_get_no_socket(
     start: Starter, tmp_path: Path
 ) -> None:

@@ -80,16 +80,20 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
     before = keep_from_forks(os.dup(fd))
     os.dup2(target, fd)
     os.close(target)
-    # In whole lines, since others write there too.
+    # In whole lines, since others write there too. Under PYTHONUNBUFFERED print() would write
+    # each word by itself.
     by_line: bool | None = getattr(stream, "line_buffering", None)
+    at_once: bool = getattr(stream, "write_through", False)
     if by_line is not None:
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     try:
         yield
     finally:
         flush_streams()
         if by_line is not None:
-            stream.reconfigure(line_buffering=by_line)  # type: ignore[union-attr]
+            stream.reconfigure(  # type: ignore[union-attr]
+                line_buffering=by_line, write_through=at_once
+            )
         os.dup2(before, fd)
         drop(before)
 
