@@ -38,7 +38,7 @@ class Bench:
         own = [socket.socket(fileno=os.dup(sock.fileno())) for sock in self.listeners]
         for sock in own:
             sock.setblocking(False)
-        acceptor = Acceptor(own, self.relay, vigil, 5.0, logging.getLogger("prefork_server"))
+        acceptor = Acceptor(own, self.relay, vigil, 5, logging.getLogger("prefork_server"))
         self.stack.callback(acceptor.close)
         self.bell = bell
         return acceptor
@@ -66,7 +66,8 @@ def test_who_waits_is_told_and_taken(stack: ExitStack) -> None:
     connection, peer = taken
     with connection:
         assert peer == client.getsockname()
-        assert connection.gettimeout() == 5 and not os.get_inheritable(connection.fileno())
+        assert repr(connection.gettimeout()) == "5.0"
+        assert not os.get_inheritable(connection.fileno())
         client.sendall(b"x")
         assert connection.recv(1) == b"x"
     assert acceptor.accept(listener) is None  # a sibling would have been faster

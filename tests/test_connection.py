@@ -109,6 +109,8 @@ def test_settimeout_means_this_connections_own_limit(worker: Worker) -> None:
         assert ours.gettimeout() == ours.timeout == 2 * PAUSE
         with pytest.raises(TimeoutError):
             ours.recv(1)
+        ours.settimeout(5)
+        assert repr(ours.gettimeout()) == "5.0"  # as a socket's
         with pytest.raises(ValueError, match="0 or more, or None, not -1"):
             ours.settimeout(-1)
         ours.settimeout(0)

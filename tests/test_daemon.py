@@ -181,6 +181,66 @@ def test_a_server_starts_as_a_daemon_too(launch: Launch, tmp_path: Path) -> None
     assert not (tmp_path / "sock").exists()
 
 
+def test_a_launcher_that_is_interrupted_leaves_the_daemon_its_path(
+    start: Starter, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "boot")
+    launcher = start("""
+    class Waits(PreforkUnixStreamServer):
+        def after_fork(self, master):
+            os.write(1, b"booting\\n")
+            with open("boot") as gate: gate.read()
+
+    try:
+        with Waits("sock", Echo, workers=1, pid_path="pid", stdout_path="out") as server:
+            server.start()
+    except KeyboardInterrupt:
+        print("interrupted, and", "closed" if server.socket.fileno() < 0 else "open")
+    """)
+    out = tmp_path / "out"
+    eventually(lambda: out.exists() and "booting" in out.read_text())
+    launcher.signal(signal.SIGINT)
+    launcher.saw("interrupted, and closed")
+    assert launcher.wait() == 0
+    (tmp_path / "boot").write_text("go")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(tmp_path / "sock"))
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGQUIT)
+    assert not launcher.anyone_left()
+    assert not (tmp_path / "sock").exists()
+
+
+def test_a_server_whose_daemon_failed_still_has_its_path_and_removes_it(
+    start: Starter, tmp_path: Path
+) -> None:
+    launcher = start("""
+    import prefork_server.daemon, errno
+
+    def refuse():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    class Fails(PreforkUnixStreamServer):
+        def after_fork(self, master):
+            raise LookupError("no table")
+
+    with Fails("sock", Echo, workers=1) as server:
+        for change in ("", "no fork"):
+            if change:
+                prefork_server.daemon.fork = refuse
+            try:
+                server.start()
+            except BootError as error:
+                print("told:", error, os.path.exists("sock"), server.socket.fileno() > 0)
+    """)
+    launcher.saw("told: .*LookupError: no table True True")
+    launcher.saw("told: cannot fork: Resource temporarily unavailable True True")
+    assert launcher.wait() == 0
+    assert not (tmp_path / "sock").exists()
+
+
 # Leaving the terminal
 
 

@@ -17,6 +17,7 @@ from prefork_server import (
     PreforkUDPServer,
     PreforkUnixStreamServer,
 )
+from prefork_server.listeners import address_text
 
 from .conftest import PATIENCE, Server, Starter, alive, eventually, read_all
 
@@ -291,6 +292,62 @@ def test_if_one_address_cannot_be_had_none_is_kept(no_pauses: None, tmp_path: Pa
             [str(tmp_path / "s"), taken.getsockname()], socketserver.BaseRequestHandler
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_after_an_address_in_use_binding_may_be_tried_again(
+    no_pauses: None, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = ["127.0.0.1:0", f"unix:{tmp_path / 's'}", taken.getsockname()]
+        server = PreforkTCPServer(where, socketserver.BaseRequestHandler, False)
+        for _ in range(2):
+            with pytest.raises(BindError, match="Address already in use"):
+                server.server_bind()
+            assert not list(tmp_path.iterdir())
+        last = taken.getsockname()
+    with server:
+        server.server_bind()
+        assert server.addresses[1:] == [where[1], address_text(last)]
+        assert server.server_address[1] != 0 and (tmp_path / "s").is_socket()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_attributes_of_a_class_hold_for_all_its_addresses(tmp_path: Path) -> None:
+    class Mine(PreforkTCPServer):
+        allow_reuse_address = False
+        allow_reuse_port = True
+
+    where = ["127.0.0.1:0", "127.0.0.1:0", f"unix:{tmp_path / 's'}"]
+    for cls, said in ((Mine, (0, 1)), (PreforkTCPServer, (1, 0)), (PreforkUDPServer, (0, 0))):
+        with cls(where, socketserver.BaseRequestHandler) as server:  # type: ignore[operator]
+            for sock in (server.socket, server._prefork_more[0].socket):
+                options = (socket.SO_REUSEADDR, socket.SO_REUSEPORT)
+                assert tuple(sock.getsockopt(socket.SOL_SOCKET, o) for o in options) == said, cls
+
+
+def test_a_class_for_ipv6_means_it_of_all_but_ipv4_addresses() -> None:
+    class Six(PreforkTCPServer):
+        address_family = socket.AF_INET6
+
+    for where in ([":0", "127.0.0.1:0", ":0"], ["127.0.0.1:0", ":0", ":0"]):
+        with Six(where, socketserver.BaseRequestHandler) as server:  # type: ignore[arg-type]
+            hosts = [address.rpartition(":")[0] for address in server.addresses]
+        assert hosts == [address.rpartition(":")[0] or "[::]" for address in where]
+
+
+def test_the_ipv4_and_the_ipv6_clients_of_one_port_may_be_listed_apart(start: Starter) -> None:
+    server = start("""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        with PreforkTCPServer([f"0.0.0.0:{port}", f"[::]:{port}"], Echo, workers=1) as server:
+            server.serve_forever()
+    """)
+    port = int(server.saw(r"listening on 0.0.0.0:(\d+), \[::\]:\1$")[0][1])
+    for host in ("127.0.0.1", "::1"):
+        with socket.create_connection((host, port), PATIENCE) as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(100) == b"hello"
 
 
 @pytest.mark.parametrize(

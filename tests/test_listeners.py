@@ -6,6 +6,7 @@ import socket
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,11 +84,47 @@ def test_the_address_tells_the_port_that_was_given_for_0() -> None:
         assert sock.getsockname()[1] != 0
 
 
+needs_ipv6 = pytest.mark.skipif(
+    not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(),
+    reason="this machine has no IPv6",
+)
+
+
+@needs_ipv6
 def test_an_ipv6_address_is_listened_on() -> None:
-    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
-        pytest.skip("this machine has no IPv6")
     listener = listen(parse("[::1]:0"))
     assert listener.address.startswith("[::1]:")
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "alone"),
+    [
+        (["0.0.0.0:1", "[::]:1"], [False, True]),
+        (["[::]:1", "127.0.0.1:2", "127.0.0.1:1", "[::]:2"], [True, False, False, True]),
+        (["[::]:1", "127.0.0.1:2", "unix:1"], [False, False, False]),
+        (["[::]:0", "127.0.0.1:0"], [False, False]),
+        (["[::ffff:127.0.0.1]:1", "127.0.0.2:1"], [False, False]),
+        ("[::]:1", [False]),
+    ],
+)
+def test_an_ipv6_address_leaves_its_port_to_an_ipv4_one(given: Any, alone: list[bool]) -> None:
+    assert [address.v6only for address in parse_all(given)] == alone
+
+
+@needs_ipv6
+def test_all_ipv4_and_all_ipv6_addresses_can_be_had_together() -> None:
+    first = listen(parse("0.0.0.0:0"))
+    port = first.socket.getsockname()[1]
+    _, second = parse_all([f"0.0.0.0:{port}", f"[::]:{port}"])
+    listen(second).close()
+    first.close()
+
+
+@needs_ipv6
+def test_all_ipv6_addresses_alone_are_the_ipv4_ones_too() -> None:
+    listener = listen(*parse_all("[::]:0"))
+    socket.create_connection(("127.0.0.1", listener.socket.getsockname()[1])).close()
     listener.close()
 
 
@@ -189,6 +226,27 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         BindError, match=r"No such file or directory \(the directory must be there\)"
     ):
         listen(unix_address(tmp_path / "no" / "s"))
+
+
+def test_a_directory_without_locks_is_a_bind_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("prefork_server.listeners.fcntl.flock", refuse)
+    with pytest.raises(BindError, match=r"unix:.*/s: No locks available \(its directory must be"):
+        listen(unix_address(tmp_path / "s"))
+
+
+def test_a_path_in_a_directory_that_was_removed_is_a_bind_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(BindError, match="unix:s: No such file or directory"):
+        listen(unix_address("s"))
 
 
 def test_of_many_who_start_together_one_gets_the_path(tmp_path: Path) -> None:

@@ -54,6 +54,45 @@ def test_a_device_is_as_good_as_a_file() -> None:
     os.close(open_appending("/dev/null", "stdout_path"))
 
 
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_a_descriptor_of_ours_is_duplicated_whatever_it_is(name: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fd = open_appending(name.format(ours.fileno()), "log_path")
+        os.write(fd, b"a line\n")
+        os.close(fd)
+        assert theirs.recv(100) == b"a line\n"
+    for closed in (fd, 999_999_999, 99_999_999_999):
+        with pytest.raises(ConfigError, match=r"log_path .*: (Bad file desc|No such file)"):
+            open_appending(name.format(closed), "log_path")
+
+
+def test_dev_stdout_and_dev_stderr_are_where_those_go(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("test_logfiles_3")
+    with redirected(None, "/dev/stdout"), speaking(logger, "/dev/stderr"):
+        os.write(2, b"both ")
+        logger.info("of them")
+    with redirected(tmp_path / "out", None), speaking(logger, "/dev/stdout"):
+        logger.info("elsewhere")
+    said = capfd.readouterr()
+    assert said.out.startswith("both ") and said.out.endswith("of them\n") and not said.err
+    assert "elsewhere" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize("setting", ["pid_path", "log_path", "stdout_path"])
+def test_a_directory_that_was_removed_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    other = {} if setting == "pid_path" else {"pid_path": None}
+    with pytest.raises(ConfigError, match=rf"{setting} x: no working directory: No such file"):
+        Preforker(lambda master: None, **{**other, setting: "x"}).run()  # type: ignore[arg-type]
+
+
 def test_what_is_there_is_kept_and_a_new_file_is_not_for_others(tmp_path: Path) -> None:
     path = tmp_path / "log"
     before = os.umask(0)
@@ -107,15 +146,51 @@ def test_a_path_that_is_none_is_one_sentence(path: object) -> None:
         Preforker(lambda master: None, log_path=path)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("written", ["same", "./same", "../{here}/same", "{cwd}/same"])
 @pytest.mark.parametrize("other", ["log_path", "stdout_path", "stderr_path"])
-def test_the_pid_file_is_nobody_elses(other: str) -> None:
+def test_the_pid_file_is_nobody_elses(other: str, written: str) -> None:
+    path = written.format(here=Path.cwd().name, cwd=Path.cwd())
     with pytest.raises(ConfigError, match=f"pid_path must be a file of its own, and {other}"):
-        Preforker(lambda master: None, pid_path="same", **{other: "same"})  # type: ignore[arg-type]
+        Preforker(lambda master: None, pid_path="same", **{other: path})  # type: ignore[arg-type]
 
 
 def test_a_log_file_of_ours_and_a_logger_of_the_programs_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="log_path is the file of our own logger"):
         Preforker(lambda master: None, log_path="log", logger=logging.getLogger("mine"))
+
+
+@pytest.mark.processes
+def test_in_a_container_all_may_go_to_dev_stdout(start: Starter) -> None:
+    server = start("""
+        def after_fork(master):
+            print("a print of", master.slot)
+        def work(master):
+            while master.wait(60): pass
+        paths = dict.fromkeys(("log_path", "stdout_path", "stderr_path"), "/dev/stdout")
+        Preforker(work, workers=1, after_fork=after_fork, pid_path=None, **paths).run()
+    """).ready()
+    server.saw("a print of 1")
+    assert server.quit() == 0
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_is_written_in_one_piece(start: Starter, unbuffered: str) -> None:
+    server = start(
+        """
+        import builtins
+        from prefork_server.logfiles import redirected
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        def kind(): return sys.stdout.write_through, sys.stdout.line_buffering
+        before = kind()
+        with redirected(f"/dev/fd/{ours.fileno()}", None):
+            builtins.print("in", "one", "piece")
+        print("got", theirs.recv(100), before == kind())
+        """,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    server.saw(r"got b'in one piece\\n' True")
+    assert server.wait() == 0
 
 
 @pytest.mark.processes

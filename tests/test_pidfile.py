@@ -1,5 +1,6 @@
 """The pid file: the lock on it decides, whatever is written there."""
 
+import errno
 import os
 import re
 import signal
@@ -128,6 +129,17 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_file(path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_file_system_without_locks_is_a_sentence(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("prefork_server.pidfile.fcntl.flock", refuse)
+    with pytest.raises(ConfigError, match=r"pid_path .*our.pid: cannot lock it: No locks avail"):
+        claimed(path).__enter__()
+
+
 def test_one_that_was_replaced_is_not_ours_to_remove(path: Path) -> None:
     with claimed(path):
         path.unlink()
@@ -216,6 +228,22 @@ def test_a_stop_during_the_boot_leaves_no_file_and_nobody(start: Starter, tmp_pa
     assert (tmp_path / "preforker.pid").exists()
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
+    assert not (tmp_path / "preforker.pid").exists()
+
+
+@pytest.mark.processes
+def test_a_second_signal_at_the_very_end_leaves_no_file(start: Starter, tmp_path: Path) -> None:
+    server = start("""
+        from prefork_server.signals import Inbox
+        # As soon as signals have their default actions again, another one comes.
+        Inbox.close = lambda self: os.kill(os.getpid(), signal.SIGTERM)
+        def work(master):
+            while master.wait(60): pass
+        Preforker(work, workers=1).run()
+    """).ready()
+    assert (tmp_path / "preforker.pid").exists()
+    server.signal(signal.SIGTERM)
+    assert server.wait() == -signal.SIGTERM
     assert not (tmp_path / "preforker.pid").exists()
 
 

@@ -10,10 +10,20 @@ import subprocess
 import time
 import urllib.request
 from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from prefork_server import PreforkMixIn
+from prefork_server import (
+    ConfigError,
+    PreforkMixIn,
+    PreforkTCPServer,
+    PreforkUDPServer,
+    PreforkUnixDatagramServer,
+    PreforkUnixStreamServer,
+)
+from prefork_server.testing import serving
 
 from .conftest import FATES, HELLO, Starter, alive, children, eventually, read_all, title
 from .hammer import Hammer, ask_once
@@ -499,8 +509,63 @@ def test_a_wrong_kind_of_address_is_refused_in_a_sentence(start: Starter) -> Non
                 print("refused:", error, flush=True)
     """)
     server.process.wait(20)
-    server.saw("refused: unix:/tmp/x alone is for a PreforkUnixStreamServer, this is a PreforkTCP")
+    server.saw(
+        "refused: unix:/tmp/x alone is for a PreforkUnixStreamServer, and not for PreforkTCP"
+    )
     server.saw("refused:", times=3)
+
+
+@pytest.mark.parametrize(
+    ("base", "cure"),
+    [
+        (PreforkTCPServer, "PreforkUnixStreamServer"),
+        (PreforkUDPServer, "PreforkUnixDatagramServer"),
+    ],
+)
+def test_a_subclass_with_any_name_is_told_which_server_takes_a_path(
+    base: type[PreforkTCPServer], cure: str
+) -> None:
+    Quote = type("QuoteOfTheDayTCP", (base,), {})  # noqa: N806 - a class
+    with pytest.raises(ConfigError, match=rf"unix:/x alone is for a {cure}, and not for Quote"):
+        Quote("unix:/x", socketserver.BaseRequestHandler)
+
+
+class Foreign(PreforkMixIn, socketserver.TCPServer):
+    """Somebody's server."""
+
+
+class ForeignUDP(PreforkMixIn, socketserver.UDPServer):
+    """The same."""
+
+
+UNBOUND = [
+    PreforkTCPServer,
+    PreforkUDPServer,
+    PreforkUnixStreamServer,
+    PreforkUnixDatagramServer,
+    Foreign,
+    ForeignUDP,
+]
+
+
+@pytest.mark.parametrize("cls", UNBOUND)
+def test_a_server_that_was_never_bound_is_refused(
+    cls: type[socketserver.TCPServer], tmp_path: Path
+) -> None:
+    unix = cls.address_family == socket.AF_UNIX
+    address: Any = str(tmp_path / "s") if unix else ("127.0.0.1", 0)
+    with cls(address, socketserver.BaseRequestHandler, False) as server:
+        with pytest.raises(ConfigError, match=r"call server_bind.. and server_activate.. before"):
+            server.serve_forever()
+        if cls is Foreign:
+            server.server_bind()
+            with pytest.raises(ConfigError, match="not bound or does not listen"):
+                server.serve_forever()
+    with cls(address, socketserver.BaseRequestHandler, False) as server:
+        server.server_bind()
+        server.server_activate()
+        with serving(server):  # type: ignore[arg-type]
+            pass
 
 
 def test_the_mix_in_behind_the_server_class_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Settings are checked at the door, and an error says the value, the rule and the cure."""
 
+import copy
 import dataclasses
 import pickle
 from collections.abc import Callable
@@ -58,16 +59,53 @@ def test_a_wrong_setting_is_one_clear_sentence_before_anything_is_bound(
 def test_settings_themselves_refuse_what_is_wrong() -> None:
     with pytest.raises(ConfigError, match="workers must be"):
         Settings(workers=0)
+    with pytest.raises(ConfigError, match="there is no setting workrs: did you mean workers"):
+        Settings(workrs=4)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="settings must be a Settings object, not 4"):
         settle(4, {})  # type: ignore[arg-type]
 
 
-def test_settings_are_frozen_and_survive_copying() -> None:
+def test_settings_are_frozen_and_show_what_was_said() -> None:
     settings = Settings(workers=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.workers = 4  # type: ignore[misc]
-    assert pickle.loads(pickle.dumps(settings)) == settings
-    assert dataclasses.replace(settings, timeout=None).workers == 3
+    assert repr(settings) == "Settings(workers=3)"
+    assert repr(Preforker(print, settings=settings).settings) == (
+        "Settings(pid_path='./preforker.pid', timeout=5.0, workers=3)"
+    )
+
+
+def test_settings_that_read_the_same_are_equal() -> None:
+    assert Settings(timeout=30) == Settings()
+    assert {Settings(timeout=30): "found"}[Settings()] == "found"
+    assert Settings(workers=3) != Settings()
+    assert dataclasses.asdict(Settings())["timeout"] == 30.0
+
+
+COPIES: dict[str, Callable[[Settings], Settings]] = {
+    "replace": dataclasses.replace,
+    "replace twice": lambda s: dataclasses.replace(dataclasses.replace(s, workers=4), workers=3),
+    "pickle": lambda s: pickle.loads(pickle.dumps(s)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_says_what_the_first_one_said_and_no_more(way: str) -> None:
+    settings = Settings(workers=3, client_timeout=30.0)
+    again = COPIES[way](settings)
+    assert again == settings
+    door = settle(again, {}, timeout=5.0, client_timeout=None, pid_path="x")
+    assert (door.workers, door.timeout, door.client_timeout, door.pid_path) == (3, 5, 30, "x")
+
+
+def test_a_change_is_said_even_if_it_is_to_the_default() -> None:
+    changed = dataclasses.replace(Settings(workers=3), timeout=30.0, pid_path=None)
+    door = Preforker(print, settings=dataclasses.replace(changed, app_name="x")).settings
+    assert (door.workers, door.timeout, door.pid_path, door.app_name) == (3, 30, None, "x")
+    with pytest.raises(ConfigError, match="there is no setting workrs: did you mean workers"):
+        dataclasses.replace(changed, workrs=4)  # type: ignore[call-arg]
 
 
 def test_what_was_said_wins_over_the_door_and_keywords_over_both() -> None:

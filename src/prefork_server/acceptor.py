@@ -102,7 +102,7 @@ class Acceptor:
         self._relay = relay
         self.vigil = vigil
         self.wrap: Callable[[socket.socket, Vigil], Any] | None = None  # for TLS
-        self._patience = patience
+        self._patience = None if patience is None else float(patience)
         self._logger = logger
         self._answering: dict[int, Connection] = {}
         self._guests: dict[int, Guest] = {}

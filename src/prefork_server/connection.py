@@ -90,7 +90,7 @@ class Waiting(_Socket):
     def settimeout(self, value: float | None, /) -> None:
         if value is not None and not value >= 0:
             raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {value!r}")
-        self._patience = value
+        self._patience = None if value is None else float(value)
 
     def gettimeout(self) -> float | None:
         return self._patience

@@ -43,14 +43,14 @@ class Launch:
             self.remote.running(),
             redirected(settings.stdout_path, settings.stderr_path),
             speaking(self.logger, settings.log_path),
-            claimed(pid_path),
+            claimed(pid_path) as unclaim,
             self.listening() as listeners,
         ):
             job = Job(settings, self.app_name, self.logger, self.work, listeners, self.hooks)
             if settings.inline:
                 run_inline(job, self.remote)
             else:
-                Master(job, self.remote).run()
+                Master(job, self.remote).run(unclaim)
 
     def start(self) -> int:
         """The same in a daemon; returns its pid when its first worker is ready."""

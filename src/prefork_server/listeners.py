@@ -12,9 +12,9 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from .errors import BindError, ConfigError
@@ -46,15 +46,20 @@ _CURES = {
     errno.EADDRNOTAVAIL: "this machine has no such address",
     errno.EACCES: "a port below 1024, or a directory that is not yours?",
     errno.ENOENT: "the directory must be there",
+    errno.ENOLCK: "its directory must be on a file system with locks",
 }
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen: ``name`` is what ``socket.bind`` takes for this ``family``."""
+    """Where to listen: ``name`` is what ``socket.bind`` takes for this ``family``.
+
+    ``v6only``: an IPv6 address that leaves its port to an IPv4 one of the same list.
+    """
 
     family: int
     name: tuple[str, int] | str
+    v6only: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return address_text(self.name)
@@ -127,13 +132,26 @@ def parse_all(given: Addresses, parse: Callable[[Any], Address] = parse) -> tupl
     several = given if isinstance(given, list) else [given]
     if not several:
         raise ConfigError("there must be at least one address to listen on, not an empty list")
-    addresses: list[Address] = []
-    for one in several:
-        address = parse(one)
-        if address in addresses and address.name[1:] != (0,):
+    return distinct(map(parse, several))
+
+
+def distinct(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    """All of them can be had together; ConfigError if one is given twice.
+
+    ``[::]`` takes the IPv4 clients of its port, too, as the system has it. Beside an IPv4
+    address with that port it must not, or the second of the two would be in use.
+    """
+    found: list[Address] = []
+    for address in addresses:
+        if address in found and address.name[1:] != (0,):
             raise ConfigError(f"each address may be given once, and {address} is given twice")
-        addresses.append(address)
-    return tuple(addresses)
+        found.append(address)
+    ports = {address.name[1] for address in found if address.family == socket.AF_INET} - {0}
+    for n, a in enumerate(found):
+        # An IPv4 address in the clothes of IPv6 (::ffff:127.0.0.1) is refused with the option.
+        if a.family == socket.AF_INET6 and a.name[1] in ports and "." not in a.name[0]:
+            found[n] = replace(a, v6only=True)
+    return tuple(found)
 
 
 class Listener:
@@ -216,28 +234,48 @@ def adopt(sock: socket.socket) -> Listener:
     return Listener(sock)
 
 
+def is_deaf(sock: socket.socket) -> bool:
+    """Whether nobody can come in: it does not listen, or has no address for datagrams."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        return False  # others may say it in other ways
+    if sock.type == socket.SOCK_STREAM:
+        return not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    name = sock.getsockname()
+    unnamed = not (name if sock.family == socket.AF_UNIX else name[1])
+    return sock.type == socket.SOCK_DGRAM and unnamed
+
+
 def listen(
-    address: Address, backlog: int = BACKLOG, kind: socket.SocketKind = socket.SOCK_STREAM
+    address: Address,
+    backlog: int = BACKLOG,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+    options: Iterable[int] = (socket.SO_REUSEADDR,),
 ) -> Listener:
-    """Bind and listen. Raises BindError."""
+    """Bind a new socket and listen. Raises BindError."""
     sock = socket.socket(address.family, kind)
     try:
-        if kind == socket.SOCK_STREAM:  # for UDP it would let two servers have one port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return bind(sock, address, backlog)
+        return bind(sock, address, backlog, options)
     except BaseException:
         sock.close()
         raise
 
 
-def bind(sock: socket.socket, address: Address, backlog: int) -> Listener:
-    """Bind this socket and listen. An address in use is tried for 2 s. Raises BindError."""
+def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[int]) -> Listener:
+    """Bind this socket and listen; whatever prepares it for that is done here.
+
+    These options of ``SOL_SOCKET`` are set, but not on a UNIX socket, which may refuse
+    them. An address in use is tried for 2 s. Raises BindError.
+    """
     stream = sock.type == socket.SOCK_STREAM
     try:
         if isinstance(address.name, str):
             _bind_unix(sock, address.name, backlog if stream else None)
             path = "" if address.name.startswith("\0") else address.name
             return Listener(sock, path)
+        for option in options:
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        if address.v6only:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         _while_in_use(lambda: sock.bind(address.name), address)
         if stream:
             # Of two who start together, one is told only here that it is in use.

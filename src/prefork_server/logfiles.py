@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ from typing import Any, TextIO
 
 from .errors import ConfigError
 from .forks import drop, keep_from_forks
-from .settings import FilePath
+from .settings import FilePath, absolute
 
 LOGGER = "prefork_server"
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
 _TIME = "%H:%M:%S"  # on a terminal; a file may be read on another day
+_STANDARD = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 
 
 def logger_named(logger: logging.Logger | None) -> logging.Logger:
@@ -31,7 +34,7 @@ def speaking(logger: logging.Logger, path: FilePath | None = None) -> Iterator[N
     if path is None and logger.hasHandlers():
         yield
         return
-    handler = LogFile(path) if path else logging.StreamHandler()
+    handler = LogFile(absolute("log_path", path)) if path else logging.StreamHandler()
     handler.setFormatter(logging.Formatter(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME))
     level = logger.level
     if level == logging.NOTSET:
@@ -77,16 +80,20 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
     before = keep_from_forks(os.dup(fd))
     os.dup2(target, fd)
     os.close(target)
-    # In whole lines, since others write there too.
+    # In whole lines, since others write there too. Under PYTHONUNBUFFERED print() would write
+    # each word by itself.
     by_line: bool | None = getattr(stream, "line_buffering", None)
+    at_once: bool = getattr(stream, "write_through", False)
     if by_line is not None:
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     try:
         yield
     finally:
         flush_streams()
         if by_line is not None:
-            stream.reconfigure(line_buffering=by_line)  # type: ignore[union-attr]
+            stream.reconfigure(  # type: ignore[union-attr]
+                line_buffering=by_line, write_through=at_once
+            )
         os.dup2(before, fd)
         drop(before)
 
@@ -94,12 +101,17 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
 def open_appending(path: FilePath, setting: str) -> int:
     """A descriptor for whole lines at the end of ``path``. Raises ConfigError.
 
-    No link is followed: who can write to the directory could have us write elsewhere.
+    No link is followed: who can write to the directory could have us write elsewhere. But
+    ``/dev/stdout`` and the like are descriptors of ours, and duplicated: a socket cannot be
+    opened anew, and a file would be written at two places.
     """
-    path = os.path.abspath(path)
+    path = absolute(setting, path)
+    ours = _DESCRIPTOR.fullmatch(_STANDARD.get(path, path))
     # O_NONBLOCK is for a FIFO, where open() would wait for a reader.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
+        if ours:
+            return os.dup(int(ours[1]))
         fd = os.open(path, flags, 0o640)
     except OSError as error:
         raise ConfigError(f"{setting} {path}: {error.strerror}") from error

@@ -75,8 +75,11 @@ class Master:
             f"<Master pid={os.getpid()}: {len(workers)} workers, {busy} busy, {retiring} retiring>"
         )
 
-    def run(self) -> None:
-        """Raises BootError if no worker of the first generation gets ready."""
+    def run(self, at_the_end: Callable[[], object]) -> None:
+        """Raises BootError if no worker of the first generation gets ready.
+
+        ``at_the_end`` is called when nobody is left, and while signals are still ours.
+        """
         try:
             for listener in self._job.listeners:
                 listener.serve()
@@ -88,6 +91,7 @@ class Master:
                 finally:
                     with all_blocked():  # a handler of the program's may have brought us here
                         self._leave_nobody()
+                        at_the_end()
         finally:
             self._release()
 

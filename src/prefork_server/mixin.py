@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .handle import MasterHandle
 from .job import HOOKS, Hooks, nothing
 from .launch import Launch
-from .listeners import BACKLOG, Listener, address_text, adopt
+from .listeners import BACKLOG, Listener, address_text, adopt, is_deaf
 from .logfiles import fill_standard_descriptors, logger_named
 from .reception import Reception, is_tls
 from .remote import Remote
@@ -150,6 +150,15 @@ class PreforkMixIn(_Base):
         sock = self.socket
         if sock.fileno() < 0:
             raise ConfigError("this server has served already, and is closed; make a new one")
+        if not (is_tls(sock) or type(sock) is socket.socket):
+            raise ConfigError(
+                f"the listener must be a plain socket or an SSLSocket, not a {type(sock).__name__}"
+            )
+        if is_deaf(sock):
+            raise ConfigError(
+                "nobody could come in, since the socket is not bound or does not listen: "
+                "call server_bind() and server_activate() before, or let the constructor do it"
+            )
         listener = self._prefork_listener
         # Whoever wrapped the socket since we bound it has emptied ours.
         wrapped = listener and listener.socket.fileno() < 0 and sock.getsockname()
@@ -162,10 +171,6 @@ class PreforkMixIn(_Base):
             # its own would wait there for the handshake of one client, and for nobody else.
             plain, self._prefork_terms = take_apart(sock)
             self.socket = plain
-        elif type(sock) is not socket.socket:
-            raise ConfigError(
-                f"the listener must be a plain socket or an SSLSocket, not a {type(sock).__name__}"
-            )
         listener.socket = self.socket
         return listener
 

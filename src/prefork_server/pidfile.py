@@ -8,26 +8,33 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from .errors import BootError, ConfigError
 from .forks import drop, keep_from_forks
-from .settings import FilePath
+from .settings import FilePath, absolute
 
 
 @contextmanager
-def claimed(path: FilePath | None) -> Iterator[None]:
+def claimed(path: FilePath | None) -> Iterator[Callable[[], None]]:
     """Hold the file, with our pid in it, and remove it afterwards if it is still ours.
 
+    Gives what removes it earlier, for who has signals in hand that could end us before.
     Raises BootError, which names the holder, if another process has it, and ConfigError
     if there can be no such file. ``None``: nothing is held.
     """
     if path is None:
-        yield
+        yield lambda: None
         return
-    path = os.path.abspath(path)  # whoever changes directory later
+    path = absolute("pid_path", path)
     fd = keep_from_forks(_locked(path))
+
+    def remove() -> None:
+        with suppress(OSError):  # the directory is gone, or may not be written any more
+            if _is_at(path, fd):
+                os.unlink(path)
+
     try:
         line = b"%d\n" % os.getpid()
         try:
@@ -35,12 +42,10 @@ def claimed(path: FilePath | None) -> Iterator[None]:
             os.ftruncate(fd, len(line))
         except OSError as error:  # a full disk
             raise ConfigError(f"pid_path {path}: {error.strerror}") from error
-        yield
+        yield remove
     finally:
         # Before the lock is free: whoever has it after us may have written there.
-        with suppress(OSError):  # the directory is gone, or may not be written any more
-            if _is_at(path, fd):
-                os.unlink(path)
+        remove()
         drop(fd)
 
 
@@ -54,17 +59,22 @@ def _locked(path: str) -> int:
             raise ConfigError(f"pid_path {path}: {error.strerror}") from error
         try:
             _check(path, os.fstat(fd))
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(path, fd)
             if _is_at(path, fd):
                 return fd
-            os.close(fd)  # its last holder removed it between our open and our lock
-        except BlockingIOError:
-            holder = _holder(fd)
-            os.close(fd)
-            raise BootError(f"already running: {holder} holds {path}") from None
         except BaseException:
             os.close(fd)
             raise
+        os.close(fd)  # its last holder removed it between our open and our lock
+
+
+def _lock(path: str, fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BootError(f"already running: {_holder(fd)} holds {path}") from None
+    except OSError as error:  # a file system without locks
+        raise ConfigError(f"pid_path {path}: cannot lock it: {error.strerror}") from error
 
 
 def _check(path: str, there: os.stat_result) -> None:

@@ -27,7 +27,8 @@ class Preforker:
 
     ``listen`` is an address or a list of them (``"127.0.0.1:9000"``, ``"[::1]:0"``,
     ``"unix:/run/x.sock"``), bound by ``run()`` before the first fork, for
-    ``master.connections()``. ``pid_path`` is ``./preforker.pid`` unless it, or
+    ``master.connections()``. ``"[::]:9000"`` takes IPv4 clients, too, unless an IPv4
+    address of that port is in the list. ``pid_path`` is ``./preforker.pid`` unless it, or
     ``app_name``, says otherwise. The hooks are described in ``Hooks``, the other
     keywords in ``Settings``. Raises ConfigError.
     """

@@ -4,14 +4,18 @@ checked and bound by our rules, several of them, the settings as keywords, ``sta
 import socket
 import socketserver
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Unpack
 
-from .errors import ConfigError
+from .errors import BootError, ConfigError
 from .listeners import (
     Address,
     Addresses,
+    Listener,
     address_text,
     bind,
+    distinct,
     listen,
     parse,
     parse_all,
@@ -28,6 +32,7 @@ class _OwnServer(PreforkMixIn):
     the settings as keywords, too; ``start()``."""
 
     address_family: int
+    allow_reuse_port: bool
     server_address: Any
 
     def __init__(
@@ -45,8 +50,7 @@ class _OwnServer(PreforkMixIn):
             self._prefork_addresses = (self._prefork_checked(server_address),)
         first = self._prefork_addresses[0]
         settled = settle(self.settings if settings is None else settings, keywords)
-        if type(self).address_family != socket.AF_INET6 or first.family == socket.AF_UNIX:
-            self.address_family = first.family
+        self.address_family = first.family
         super().__init__(first.name, RequestHandlerClass, bind_and_activate, settings=settled)
 
     @property
@@ -65,26 +69,46 @@ class _OwnServer(PreforkMixIn):
         here. This server is closed: the sockets are the daemon's. Raises BootError, which
         says why, if it ends before it is ready. To be called in the main thread.
         """
-        pid = self._prefork_launch().start()
-        with self._prefork_listening() as listeners:
-            for listener in listeners:
+        with ExitStack() as stack:
+            stack.callback(self._prefork_leave)
+            try:
+                return self._prefork_launch().start()
+            except (BootError, ConfigError):
+                stack.pop_all()  # there is no daemon: the sockets and the paths are still ours
+                raise
+
+    def _prefork_leave(self) -> None:
+        """The daemon has it all. After a Ctrl-C in between, nobody knows whether there is one:
+        a path that is left behind is replaced at the next start, a lost one is not."""
+        for listener in (self._prefork_listener, *self._prefork_more):
+            if listener:
                 listener.leave()
-        return pid
+        self.socket.close()
 
     def server_bind(self) -> None:
-        """Bind and listen. Raises BindError; an address in use is tried for 2 s."""
-        first, *more = self._prefork_addresses
+        """Bind and listen, on all addresses or on none: then it may be tried again.
+
+        Raises BindError; an address in use is tried for 2 s.
+        """
+        first, *others = self._prefork_addresses
         if self.server_address != first.name:  # changed between the making and this
-            first = self._prefork_checked(self.server_address)
-        if self.allow_reuse_address:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if getattr(self, "allow_reuse_port", False):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._prefork_listener = bind(self.socket, first, self.request_queue_size)
+            first, *others = distinct([self._prefork_checked(self.server_address), *others])
+        size, kind = self.request_queue_size, socket.SocketKind(self.socket_type)
+        reuse = {
+            socket.SO_REUSEADDR: self.allow_reuse_address,
+            socket.SO_REUSEPORT: self.allow_reuse_port,
+        }
+        options = [option for option, wanted in reuse.items() if wanted]
+        more: list[Listener] = []
+        with ExitStack() as undo:
+            for address in others:
+                more.append(listen(address, size, kind, options))
+                undo.callback(more[-1].close)
+            # The last, since a socket that was bound cannot be bound again.
+            self._prefork_listener = bind(self.socket, first, size, options)
+            undo.pop_all()
+        self._prefork_more = more
         self.server_address = self.socket.getsockname()
-        for address in more:
-            kind = socket.SocketKind(self.socket_type)
-            self._prefork_more.append(listen(address, self.request_queue_size, kind))
 
     def server_close(self) -> None:
         """Close the listening sockets, and remove their paths if we made them."""
@@ -102,13 +126,19 @@ class _OwnServer(PreforkMixIn):
         """The one address of a server, which must be of its own kind."""
         address = cls._prefork_parse(given)
         if address.family == socket.AF_UNIX:
-            cure = cls.__name__.replace("TCP", "UnixStream").replace("UDP", "UnixDatagram")
-            raise ConfigError(f"{address} alone is for a {cure}, this is a {cls.__name__}")
+            stream = cls.socket_type == socket.SOCK_STREAM
+            cure = "PreforkUnixStreamServer" if stream else "PreforkUnixDatagramServer"
+            raise ConfigError(f"{address} alone is for a {cure}, and not for {cls.__name__}")
         return address
 
-    @staticmethod
-    def _prefork_parse(given: Any) -> Address:
-        return parse(given)
+    @classmethod
+    def _prefork_parse(cls, given: Any) -> Address:
+        address = parse(given)
+        # A class that is for IPv6 means it of names, and of "", but not of a 127.0.0.1.
+        ipv4 = str(address.name[0]).replace(".", "").isdigit()
+        if cls.address_family == socket.AF_INET6 and address.family == socket.AF_INET and not ipv4:
+            return replace(address, family=socket.AF_INET6)
+        return address
 
 
 class PreforkTCPServer(_OwnServer, socketserver.TCPServer):
@@ -116,10 +146,11 @@ class PreforkTCPServer(_OwnServer, socketserver.TCPServer):
 
     ``server_address`` is ``(host, port)``, or a text: ``"127.0.0.1:9000"``,
     ``"[::1]:9000"``. It may be a list of addresses, among them ``"unix:/path"``; then
-    ``server_address`` and ``socket`` are the first one's, and ``addresses`` says all. The
-    keywords are those of ``Settings``. ``bind_and_activate`` is the standard library's:
-    False means that you call ``server_bind()`` yourself. Raises ConfigError and
-    BindError, which is an ``OSError``.
+    ``server_address`` and ``socket`` are the first one's, and ``addresses`` says all;
+    ``handle_request()`` serves the first one alone. ``"[::]:9000"`` takes IPv4 clients, too,
+    unless an IPv4 address of that port is in the list. The keywords are those of
+    ``Settings``. ``bind_and_activate`` is the standard library's: False means that you call
+    ``server_bind()`` yourself. Raises ConfigError and BindError, which is an ``OSError``.
     """
 
 

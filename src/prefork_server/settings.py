@@ -8,8 +8,10 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from dataclasses import InitVar, dataclass
+from itertools import takewhile
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypedDict, Unpack, final
 
 from .errors import ConfigError
 
@@ -40,7 +42,8 @@ class SettingsKeywords(TypedDict, total=False):
     inline: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@final
+@dataclass(frozen=True, kw_only=True, init=False, repr=False)
 class Settings:
     """How a prefork server runs. Times are seconds.
 
@@ -71,11 +74,14 @@ class Settings:
         for a debugger or a profiler: one worker, in this process, with no fork and no
         ``timeout``.
 
-    Relative paths are meant from the directory at the start.
+    Relative paths are meant from the directory at the start. What is said here wins over
+    the defaults of a door, and a copy (``dataclasses.replace``) says the same and its changes.
 
-    Raises ``ConfigError``, a ``ValueError``, for a value that breaks its rule.
+    Raises ``ConfigError``, a ``ValueError``, for a value that breaks its rule, and for a
+    setting that does not exist, which names the nearest.
     """
 
+    _said: InitVar[Mapping[str, Any]] = MappingProxyType({})  # the first: see __init__
     workers: int = 10
     timeout: float | None = 30.0
     boot_timeout: float = 60.0
@@ -88,13 +94,27 @@ class Settings:
     stderr_path: FilePath | None = None
     inline: bool = False
 
-    def __new__(cls, **said: Any) -> "Settings":
-        self = super().__new__(cls)
-        # What was said, as opposed to left to the door, whose defaults may be others.
-        object.__setattr__(self, "_said", frozenset(said))
-        return self
+    def __init__(self, **said: Unpack[SettingsKeywords]) -> None:
+        given: dict[str, Any] = {**said}
+        if "_said" in given:
+            # dataclasses.replace() names what it is to change, then all that there is in the
+            # order of the class, said or not: only what comes before this is new.
+            changed = takewhile(lambda item: item[0] != "_said", given.items())
+            given = {**given["_said"], **dict(changed)}
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in given:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
+                raise ConfigError(f"there is no setting {name}: {hint}")
+        vars(self).update(given, _said=given)  # what is not said has its default from the class
+        self._check()
 
-    def __post_init__(self) -> None:
+    def __repr__(self) -> str:
+        said = vars(self)["_said"].items()
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in said)})"
+
+    def _check(self) -> None:
         workers = self.workers
         if type(workers) is not int or not 1 <= workers <= MAX_WORKERS:
             raise ConfigError(
@@ -120,7 +140,12 @@ class Settings:
         text = os.fspath(path) if isinstance(path, os.PathLike) else path
         if not isinstance(text, str) or not text or "\0" in text:
             raise ConfigError(f"{name} must be a path, or None, not {path!r}")
-        if name != "pid_path" and text == self.pid_path:
+        pid_path = self.pid_path
+        if (
+            name != "pid_path"
+            and pid_path
+            and absolute(name, text) == absolute("pid_path", pid_path)
+        ):
             raise ConfigError(f"pid_path must be a file of its own, and {name} is {path!r}, too")
 
     def _check_seconds(self, name: str, hint: str) -> None:
@@ -132,6 +157,14 @@ class Settings:
             )
 
 
+def absolute(setting: str, path: FilePath) -> str:
+    """The same path for whoever changes directory later. Raises ConfigError."""
+    try:
+        return os.path.abspath(path)
+    except OSError as error:  # the working directory was removed
+        raise ConfigError(f"{setting} {path}: no working directory: {error.strerror}") from error
+
+
 def file_name(app_name: str, suffix: str) -> str:
     """A default file name, in the current directory: ``./preforker.pid``."""
     return f"./{app_name.replace('/', '_')}{suffix}"
@@ -140,15 +173,9 @@ def file_name(app_name: str, suffix: str) -> str:
 def settle(given: Settings | None, keywords: Mapping[str, Any], **defaults: Any) -> Settings:
     """The settings of a door: its defaults, what ``given`` says, and the keywords, in this order.
 
-    Raises ConfigError, which names the nearest setting for one that does not exist.
+    Raises ConfigError.
     """
     if given is not None and not isinstance(given, Settings):
         raise ConfigError(f"settings must be a Settings object, not {given!r}")
-    known = [field.name for field in dataclasses.fields(Settings)]
-    for name in keywords:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
-            raise ConfigError(f"there is no setting {name}: {hint}")
-    said: frozenset[str] = getattr(given, "_said", frozenset())
-    return Settings(**{**defaults, **{name: getattr(given, name) for name in said}, **keywords})
+    said = vars(given)["_said"] if given else {}
+    return Settings(**{**defaults, **said, **keywords})
