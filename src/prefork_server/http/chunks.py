@@ -39,7 +39,7 @@ class Chunks:
     __slots__ = ("_left", "_limits", "_more", "_room", "_stage", "_trail", "_trailers", "finished")
 
     def __init__(self, limits: Limits = LIMITS) -> None:
-        self.finished = False
+        self.finished: bool = False
         self._limits = limits
         self._stage: _Stage = self._size  # what comes next
         self._left = 0  # of the data of this chunk

@@ -30,8 +30,8 @@ class Reject(Exception):
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)
-        self.status = status
-        self.reason = reason
+        self.status: int = status
+        self.reason: str = reason
 
 
 LIMITS: Final = Limits()

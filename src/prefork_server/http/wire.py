@@ -109,7 +109,8 @@ def _examine(data: bytes | bytearray, limits: Limits, seen: int) -> int:
             _check_request_line(bytes(data[at:end]), True, limits.line)
         start = end + 2
         at = max(start, data.rfind(b"\n", 0, seen) + 1)
-        count = data.count(b"\n", start, at)
+        # Where no line has begun since, there is nothing to count, for a head byte by byte.
+        count = data.count(b"\n", start, at) if data.find(b"\n", max(0, seen - 2)) >= 0 else 0
         while (end := data.find(b"\r\n", at, most)) != at:
             line = bytes(data[at:end]) if end > 0 else begun(data, at, most)
             if line:
