@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefork_server.http import wire
 from prefork_server.http.wire import (
     Chunks,
     Limits,
@@ -810,6 +811,12 @@ def test_time_grows_with_length_and_not_with_its_square(kind: str) -> None:
 
     # Eight times the length is 8 times the time if it is linear, 64 if it is quadratic.
     assert spent(1 << 16) < 30 * spent(1 << 13) + 0.001
+
+
+def test_no_group_is_repeated_possessively() -> None:
+    """Before 3.11.5 ``(?:ab?c)*+`` matched "a" (gh-106052), and a half escape could pass."""
+    for path in Path(wire.__file__).parent.glob("*.py"):
+        assert not re.search(r"\)(?:[*+?]|\{+[^{}]*\}+)\+", path.read_text()), path
 
 
 # Answers and logs

@@ -11,10 +11,10 @@ from .grammar import LIMITS, TEXT, TOKEN, Limits, Reject, begun, check_field_lin
 
 _size_line = re.compile(
     rf"[0-9A-Fa-f]{{1,16}}+(?:[ \t]*+;[ \t]*+[{TOKEN}]++(?:[ \t]*+=[ \t]*+(?:[{TOKEN}]++"
-    rf"|\"(?:[\t !#-\[\]-~\x80-\xff]|\\[{TEXT}])*+\"))?+)*+".encode("latin-1")
+    rf"|\"(?:[\t !#-\[\]-~\x80-\xff]|\\[{TEXT}])*\"))?)*".encode("latin-1")
 ).fullmatch
 _size_line_begun = re.compile(
-    rf"[0-9A-Fa-f]{{0,16}}+(?:(?<=[0-9A-Fa-f])[ \t;][{TEXT}]*+)?+".encode("latin-1")
+    rf"[0-9A-Fa-f]{{0,16}}+(?:(?<=[0-9A-Fa-f])[ \t;][{TEXT}]*+)?".encode("latin-1")
 ).fullmatch
 _digits = re.compile(rb"[0-9A-Fa-f]{1,16}+").match
 

@@ -46,20 +46,21 @@ __all__ = [
 # a body with a CRLF of their own.
 _LEADING: Final = 4
 
-# Every quantifier is possessive, or can be left in one way only: each match is one pass.
+# Sets are repeated possessively. Groups are not: before 3.11.5 that could match too much
+# (gh-106052). But none can be left before its end in a way that matches, so it is one pass.
 _QUERY = r"!\"$-~"  # printable but "#"; browsers send "\", "|" and a lone "%" here
 _PATH = r"!\"$&->@-\[\]-~"  # the same without "%", "?" and "\"
-_FULL_PATH = rf"/[{_PATH}]*+(?:%[0-9A-Fa-f]{{2}}[{_PATH}]*+)*+"
-_ORIGIN = rf"{_FULL_PATH}(?:\?[{_QUERY}]*+)?+"
+_FULL_PATH = rf"/[{_PATH}]*+(?:%[0-9A-Fa-f]{{2}}[{_PATH}]*+)*"
+_ORIGIN = rf"{_FULL_PATH}(?:\?[{_QUERY}]*+)?"
 _MANY: Final = 100  # fields; more are looked at line by line, where a program allows them
-_FIELDS = rf"(?:[{TOKEN}]++:[{TEXT}]*+\r\n){{0,{_MANY}}}+"
+_FIELDS = rf"(?:[{TOKEN}]++:[{TEXT}]*+\r\n){{0,{_MANY}}}"
 
 # Nearly every request that is one. What does not match is looked at line by line.
 _plain = re.compile(
     rf"((?!CONNECT |PRI )[{UPPER}]{{1,32}}+) ({_ORIGIN}) HTTP/1\.([01])\r\n({_FIELDS})\r\n"
 ).fullmatch
 _any_form = re.compile(
-    rf"([{UPPER}]{{1,32}}+) ([!-~]++) HTTP/1\.([01])\r\n((?:[^\r]++\r\n)*+)\r\n"
+    rf"([{UPPER}]{{1,32}}+) ([!-~]++) HTTP/1\.([01])\r\n((?:[^\r]++\r\n)*)\r\n"
 ).fullmatch
 
 _upper = re.compile(rf"[{UPPER}]{{1,32}}+".encode()).match
@@ -73,7 +74,7 @@ _other_version = re.compile(rb"HTTP/(?:[02-9]|1\.[2-9])").match
 
 # RFC 3986 3.2.2 without the comma, which in a field may be the seam of two values.
 _host = re.compile(
-    r"(?:\[([0-9a-f:.]++)\]|(?:[a-z0-9\-._~!$&'()*+;=]|%[0-9a-f]{2})++)(?::([0-9]{0,5}))?"
+    r"(?:\[([0-9a-f:.]++)\]|(?:[a-z0-9\-._~!$&'*+;=()]|%[0-9a-f]{2})+)(?::([0-9]{0,5}))?"
 ).fullmatch
 
 _SPLIT = "A request is a method, a target and a version, with one space between them."
