@@ -1,9 +1,11 @@
 """What is a request and what is none, and where each one ends: whole, in halves, byte by byte."""
 
+import gc
 import itertools
 import json
 import re
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -617,6 +619,21 @@ def test_chunks_are_joined_and_what_follows_them_is_not_touched() -> None:
     assert buffer == b"GET /"
     assert chunks.feed(buffer) == b""
     assert buffer == b"GET /"
+
+
+def test_a_decoder_is_gone_as_soon_as_nobody_holds_it() -> None:
+    class Watched(Chunks):  # one that can be watched
+        pass
+
+    chunks = Watched()
+    chunks.feed(bytearray(b"5\r\nhel"))
+    watch = weakref.ref(chunks)
+    gc.disable()
+    try:
+        del chunks
+        assert watch() is None
+    finally:
+        gc.enable()
 
 
 def test_trailers_are_never_merged_into_the_fields() -> None:

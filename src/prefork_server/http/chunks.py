@@ -26,8 +26,8 @@ _UNTIMELY: Final = frozenset(
     .split()
 )  # fmt: skip
 
-
-_Stage = Callable[[bytearray, int, list[bytearray]], int]
+_MALFORMED = "The size of a chunk is malformed."
+_Stage = Callable[["Chunks", bytearray, int, list[bytearray]], int]
 
 
 class Chunks:
@@ -41,7 +41,7 @@ class Chunks:
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.finished: bool = False
         self._limits = limits
-        self._stage: _Stage = self._size  # what comes next
+        self._stage: _Stage = Chunks._size  # what comes next; bound, it would be a cycle
         self._left = 0  # of the data of this chunk
         self._more = limits.body  # how much data there may still be
         self._room = limits.extensions
@@ -57,7 +57,7 @@ class Chunks:
         at, after = -1, 0
         while at != after and not self.finished:
             at = after
-            after = self._stage(buffer, at, pieces)
+            after = self._stage(self, buffer, at, pieces)
         del buffer[:after]
         return b"".join(pieces)
 
@@ -71,20 +71,21 @@ class Chunks:
         known = _digits(line)
         digits = known.end() if known else 0
         extensions = len(line) - digits
-        if not _size_line_begun(line[: digits + self._room]):
-            raise Reject(400, "The size of a chunk is malformed.")
-        if extensions > self._room:
-            raise Reject(400, "There are too many chunk extensions.")
-        if end < 0:
-            return at
+        if end < 0 or extensions:
+            if not _size_line_begun(line[: digits + self._room]):
+                raise Reject(400, _MALFORMED)
+            if extensions > self._room:
+                raise Reject(400, "There are too many chunk extensions.")
+            if end < 0:
+                return at
+            self._room -= extensions
         if not _size_line(line):
-            raise Reject(400, "The size of a chunk is malformed.")
-        self._room -= extensions
+            raise Reject(400, _MALFORMED)
         self._left = int(line[:digits], 16)
         self._more -= self._left
         if self._more < 0:
             raise Reject(413, "The body is too long.")
-        self._stage = self._data if self._left else self._trailer
+        self._stage = Chunks._data if self._left else Chunks._trailer
         return end + 2
 
     def _data(self, buffer: bytearray, at: int, pieces: list[bytearray]) -> int:
@@ -92,7 +93,7 @@ class Chunks:
         pieces.append(piece)
         self._left -= len(piece)
         if not self._left:
-            self._stage = self._seam
+            self._stage = Chunks._seam
         return at + len(piece)
 
     def _seam(self, buffer: bytearray, at: int, _: list[bytearray]) -> int:
@@ -101,7 +102,7 @@ class Chunks:
             raise Reject(400, "A chunk is not as long as it says.")
         if len(seam) < 2:
             return at
-        self._stage = self._size
+        self._stage = Chunks._size
         return at + 2
 
     def _trailer(self, buffer: bytearray, at: int, _: list[bytearray]) -> int:
