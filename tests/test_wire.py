@@ -376,6 +376,13 @@ def test_a_host_is_a_name_or_an_address_with_or_without_a_port(host: str) -> Non
 )
 def test_what_is_no_host_is_refused(host: str) -> None:
     is_refused(a_request(host=b"Host: " + host.encode() + b"\r\n"))
+    is_refused(a_request(host=b"Host:" + host.encode() + b"\r\n"))
+
+
+def test_a_host_is_read_from_its_first_character_on() -> None:
+    for host in (b"/a", b"@a", b" /a", b"]", b"\x80a", b"[::1", b"\\a"):
+        is_refused(a_request(host=b"Host:" + host + b"\r\n"))
+    assert head(a_request(host=b"Host:[::1]:80\r\n")).get("host") == "[::1]:80"
 
 
 def test_one_host_is_needed_in_http_1_1_and_at_most_one_allowed() -> None:
