@@ -7,7 +7,7 @@ TEST ?=
 export PYTHONPATH := src
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format prove bench-threads bench-lifecycle clean
+.PHONY: help serve test check format fuzz prove bench-threads bench-lifecycle clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ check: $(BIN)/.made ## all that is asked of a change: format, lint, types, tests
 format: $(BIN)/.made ## put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+fuzz: $(BIN)/.made ## 100,000 mutated HTTP requests, judged by h11 as well; SEED=... for others
+	MUTATIONS=100000 $(BIN)/python -m pytest -n 0 tests/test_wire_h11.py
 
 prove: ## the five promises, live, in 30 seconds
 	@exec $(PYTHON) -m benchmarks.prove

@@ -1,0 +1,363 @@
+"""HTTP/1.1 as bytes: where a request's head ends, what it says, and how long its body is.
+
+It decides what is a request at all, by RFC 9110 and RFC 9112, and is strict wherever two
+readers could disagree about where a message ends. The verdict is the same however the bytes
+arrive: what is wrong is found line by line, in the order in which it was sent.
+
+It reads no socket and no clock, writes no log, and knows no handler. It repairs nothing, and
+no sentence of its refusals repeats what the client sent.
+"""
+
+import re
+from functools import lru_cache
+from ipaddress import IPv6Address
+from typing import Final
+
+from .chunks import Chunks
+from .grammar import (
+    LIMITS,
+    TEXT,
+    TOKEN,
+    UPPER,
+    Limits,
+    Reject,
+    begun,
+    check_field,
+    check_field_line,
+    check_reason,
+    escape,
+    token_end,
+)
+
+__all__ = [
+    "Chunks",
+    "Limits",
+    "Reject",
+    "Request",
+    "check_field",
+    "check_reason",
+    "escape",
+    "find_head",
+    "read_head",
+]
+
+
+# Two empty lines before a request: RFC 9112 2.2 wants one to be allowed, for clients that end
+# a body with a CRLF of their own.
+_LEADING: Final = 4
+
+# Sets are repeated possessively. Groups are not: before 3.11.5 that could match too much
+# (gh-106052). But none can be left before its end in a way that matches, so it is one pass.
+_QUERY = r"!\"$-~"  # printable but "#"; browsers send "\", "|" and a lone "%" here
+_PATH = r"!\"$&->@-\[\]-~"  # the same without "%", "?" and "\"
+_FULL_PATH = rf"/[{_PATH}]*+(?:%[0-9A-Fa-f]{{2}}[{_PATH}]*+)*"
+_ORIGIN = rf"{_FULL_PATH}(?:\?[{_QUERY}]*+)?"
+_MANY: Final = 100  # fields; more are looked at line by line, where a program allows them
+_FIELDS = rf"(?:[{TOKEN}]++:[{TEXT}]*+\r\n){{0,{_MANY}}}"
+
+# Nearly every request that is one. What does not match is looked at line by line.
+_plain = re.compile(
+    rf"((?!CONNECT |PRI )[{UPPER}]{{1,32}}+) ({_ORIGIN}) HTTP/1\.([01])\r\n({_FIELDS})\r\n"
+).fullmatch
+_any_form = re.compile(
+    rf"([{UPPER}]{{1,32}}+) ([!-~]++) HTTP/1\.([01])\r\n((?:[^\r]++\r\n)*)\r\n"
+).fullmatch
+
+_upper = re.compile(rf"[{UPPER}]{{1,32}}+".encode()).match
+_is_token = re.compile(rf"[{TOKEN}]++").fullmatch
+_printable = re.compile(rb"[!-~]*+").fullmatch
+_origin = re.compile(_ORIGIN.encode()).fullmatch
+_absolute = re.compile(
+    rf"([Hh][Tt][Tt][Pp][Ss]?)://([^/?#]++)({_ORIGIN}|\?[{_QUERY}]*+|)"
+).fullmatch
+_other_version = re.compile(rb"HTTP/(?:[02-9]|1\.[2-9])").match
+
+# RFC 3986 3.2.2 without the comma, which in a field may be the seam of two values.
+_host = re.compile(
+    r"(?:\[([0-9a-f:.]++)\]|(?:[a-z0-9\-._~!$&'*+;=()]|%[0-9a-f]{2})+)(?::([0-9]{0,5}))?"
+).fullmatch
+
+_SPLIT = "A request is a method, a target and a version, with one space between them."
+_NO_FORM = "The target has none of the forms that a request can have."
+
+
+def find_head(data: bytes | bytearray, limits: Limits = LIMITS, seen: int = 0) -> int:
+    """The length of the head at the front, with its final empty line, or 0: more has to come.
+
+    ``seen`` is how much of it was there when this last returned 0; that is not looked at
+    again. Raises ``Reject`` as soon as no request can begin like this. Two empty lines
+    before it are allowed; they belong to the head, and count towards ``limits.head`` alone.
+    """
+    end = data.find(b"\r\n\r\n", seen - 3 if seen > 3 else 0) + 4
+    if 4 < end <= limits.head and data[0] != 13:
+        return end  # what is in it, read_head will see
+    return _examine(data, limits, seen)
+
+
+def _examine(data: bytes | bytearray, limits: Limits, seen: int) -> int:
+    """``find_head`` by the line. The first fault in order of bytes is the one that is named:
+    so it is the same for a part of the head and for the whole."""
+    at, most = 0, limits.head
+    while data.startswith(b"\r\n", at):
+        at += 2
+        if at > _LEADING:
+            raise Reject(400, "There are too many empty lines before the request.")
+    end = data.find(b"\r\n", at, most)
+    if end < 0:
+        _check_request_line(begun(data, at, most), False, limits.line)
+    else:
+        if seen < end + 2:
+            _check_request_line(bytes(data[at:end]), True, limits.line)
+        start = end + 2
+        at = max(start, data.rfind(b"\n", 0, seen) + 1)
+        # Where no line has begun since, there is nothing to count, for a head byte by byte.
+        count = data.count(b"\n", start, at) if data.find(b"\n", max(0, seen - 2)) >= 0 else 0
+        while (end := data.find(b"\r\n", at, most)) != at:
+            line = bytes(data[at:end]) if end > 0 else begun(data, at, most)
+            if line:
+                count += 1
+                if count > limits.fields:
+                    raise Reject(431, "There are too many header fields.")
+                check_field_line(line, end > 0, limits.field)
+            if end < 0:
+                break
+            at = end + 2
+        else:
+            return at + 2
+    if len(data) >= most:
+        raise Reject(431, "The head of the request is too long.")
+    return 0
+
+
+def _check_request_line(line: bytes, whole: bool, most: int) -> None:
+    seen = line[:most]
+    if seen.startswith(b"\x16"):
+        raise Reject(400, "This is a TLS handshake, and here is plain HTTP.")
+    method, space, rest = seen.partition(b" ")
+    known = _upper(method)
+    end = known.end() if known else 0
+    if token_end(method, end) > end:  # lower case, or longer than any
+        raise Reject(501, "The method is not known.")
+    if end < len(method) or (space and not method):
+        raise Reject(400, "The request does not begin with a method.")
+    target, space, version = rest.partition(b" ")
+    if not _printable(target):
+        raise Reject(400, "The target is not written in printable ASCII.")
+    if space:
+        _check_target(method, target)
+    if _other_version(version):
+        raise Reject(505, "Only HTTP/1.0 and HTTP/1.1 are spoken.")
+    if not (b"HTTP/1.0".startswith(version) or b"HTTP/1.1".startswith(version)):
+        raise Reject(400, _SPLIT)
+    if len(line) > most:
+        raise Reject(414, "The request line is too long.")
+    if whole and len(version) < 8:
+        raise Reject(400, _SPLIT)
+
+
+def _check_target(method: bytes, target: bytes) -> None:
+    if method == b"PRI":  # how HTTP/2 begins
+        raise Reject(505, "Only HTTP/1.0 and HTTP/1.1 are spoken.")
+    if method == b"CONNECT":
+        raise Reject(501, "This is no proxy.")
+    if target == b"*" and method == b"OPTIONS":
+        return
+    if not _origin(target):
+        found = _absolute(target.decode())
+        if not found:
+            raise Reject(400, _NO_FORM)
+        _check_host(found[2].lower())
+
+
+class Request:
+    """What the head of a request says; it has been checked, all of it.
+
+    ``target`` is as it was sent, ``path`` what a handler wants to see: of a target with a host
+    in it, the path and the query; otherwise the same. ``length`` is that of the body, 0 where
+    there is none, ``None`` if it is ``chunked``. ``expects_continue`` is true only where there
+    is a body. Whoever asks for another protocol is not kept alive: what follows might be it.
+    """
+
+    __slots__ = (
+        "_end", "_lower", "_start", "_text", "chunked", "expects_continue", "keep_alive",
+        "length", "method", "path", "target", "version",
+    )  # fmt: skip
+
+    method: str
+    target: str
+    version: tuple[int, int]
+    path: str
+    keep_alive: bool
+    length: int | None
+    chunked: bool
+    expects_continue: bool
+    _text: str  # the head in Latin-1
+    _lower: str  # and in lower case, character for character
+    _start: int  # where the header lines begin in both
+    _end: int
+
+    @property
+    def raw_fields(self) -> bytes:
+        """The header lines, each with its CRLF."""
+        return self._text[self._start : self._end].encode("latin-1")
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """Names as they were sent, and values without the white space around them; a new list."""
+        lines = self._text[self._start : self._end].split("\r\n")
+        lines.pop()
+        pairs = [line.partition(":") for line in lines]
+        return [(name, value.strip(" \t")) for name, _, value in pairs]
+
+    def get(self, name: str) -> str | None:
+        """The value of one field, by its name in lower case; of several, joined by commas."""
+        values = _values(self._text, self._lower, f"\n{name}:")
+        return ", ".join(values) if values else None
+
+
+def _values(text: str, lower: str, key: str) -> list[str]:
+    found = []
+    at = lower.find(key)
+    while at >= 0:
+        start = at + len(key)
+        at = text.find("\r", start)
+        found.append(text[start:at].strip(" \t"))
+        at = lower.find(key, at)
+    return found
+
+
+def read_head(head: bytes, limits: Limits = LIMITS) -> Request:
+    """What the head says, which is what ``find_head`` has measured; or ``Reject``."""
+    text = str(head, "latin-1")
+    found = _plain(text)
+    size, (line, field, fields, most, body, _) = len(text), limits
+    if (
+        found is None
+        or size > line  # no line can be longer than all of them
+        or size > field
+        or size > most
+        or (fields < _MANY and text.count("\n") - 2 > fields)
+    ):
+        text, found = _read_by_line(head, limits)
+    request = Request()
+    request.method, target, minor = found.group(1, 2, 3)
+    request.target = request.path = target
+    request._text = text
+    request._lower = lower = text.lower()
+    request._start, request._end = found.span(4)
+    late = minor == "1"
+    request.version = (1, 1) if late else (1, 0)
+    host = _host_of(lower, late)
+    if target[0] != "/" and target != "*":
+        request.path = _path_of(target, host)
+    request.keep_alive = late
+    at = lower.find("\nconnection:")
+    if at > 0:
+        request.keep_alive = _keeps(lower, at, late)
+    request.length, request.chunked, request.expects_continue = 0, False, False
+    if "\ncontent-length:" in lower or "\ntransfer-encoding:" in lower:
+        _frame(request, lower, body)
+    if late and "\nexpect:" in lower:
+        if _values(lower, lower, "\nexpect:") != ["100-continue"]:
+            raise Reject(417, "Nothing can be expected but 100-continue.")
+        request.expects_continue = request.length != 0
+    return request
+
+
+def _read_by_line(head: bytes, limits: Limits) -> tuple[str, re.Match[str]]:
+    if _examine(head, limits, 0) != len(head):
+        raise ValueError("this is not exactly one head")
+    text = str(head, "latin-1").lstrip("\r\n")
+    found = _any_form(text)
+    if found is None:
+        raise Reject(400, _SPLIT)
+    return text, found
+
+
+def _host_of(lower: str, required: bool) -> str | None:
+    at = lower.find("\nhost:")
+    if at < 0:
+        if required:
+            raise Reject(400, "A request of HTTP/1.1 must have a Host field.")
+        return None
+    host = lower[at + 6 : lower.find("\r", at)].strip(" \t")
+    if host:  # a target without a host has an empty Host, says RFC 9112 3.2
+        _check_host(host)
+    if lower.find("\nhost:", at + 6) > 0:
+        raise Reject(400, "There is more than one Host field.")
+    return host
+
+
+@lru_cache(256)  # nearly all requests of a server name the same few hosts
+def _check_host(host: str) -> None:
+    """Of the host and port, in lower case, as they stand in Host or in a target."""
+    found = _host(host)
+    if found:
+        address, port = found.groups()
+        try:
+            if address is not None:
+                IPv6Address(address)
+            if not port or int(port) <= 65535:
+                return
+        except ValueError:
+            pass
+    raise Reject(400, "The host is not a name or an address, with or without a port.")
+
+
+def _path_of(target: str, host: str | None) -> str:
+    """The path and query of a target with a host, which must be the one in Host."""
+    found = _absolute(target)
+    if found is None:
+        raise Reject(400, _NO_FORM)
+    scheme, named, path = found.groups()
+    port = ":443" if scheme[4:] else ":80"
+    if host is not None:
+        names = {name.lower().removesuffix(port).removesuffix(":") for name in (named, host)}
+        if len(names) > 1:
+            raise Reject(400, "The target and the Host field name different hosts.")
+    return path if path.startswith("/") else "/" + path
+
+
+def _keeps(lower: str, at: int, late: bool) -> bool:
+    value = lower[at + 12 : lower.find("\r", at)]
+    if lower.find("\nconnection:", at + 12) > 0:
+        value = ",".join(_values(lower, lower, "\nconnection:"))
+    elif value == " keep-alive":  # what browsers send
+        return True
+    options = {option.strip(" \t") for option in value.split(",")}
+    if "close" in options or "upgrade" in options:
+        return False
+    return late or "keep-alive" in options
+
+
+def _frame(request: Request, lower: str, most: int) -> None:
+    lengths = _values(lower, lower, "\ncontent-length:")
+    if "\ntransfer-encoding:" not in lower:
+        request.length = _length(lengths, most)
+        return
+    if lengths:
+        raise Reject(400, "Transfer-Encoding and Content-Length exclude each other.")
+    if request.version == (1, 0):
+        raise Reject(400, "HTTP/1.0 has no Transfer-Encoding.")
+    _check_codings(",".join(_values(lower, lower, "\ntransfer-encoding:")))
+    request.length, request.chunked = None, True
+
+
+def _length(values: list[str], most: int) -> int:
+    value = values[0]
+    # 18 digits are less than 2**63, so nobody's integer overflows.
+    if len(values) > 1 or not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise Reject(400, "The Content-Length is not one number.")
+    length = int(value)
+    if length > most:
+        raise Reject(413, "The body is too long.")
+    return length
+
+
+def _check_codings(value: str) -> None:
+    if value == "chunked":
+        return
+    codings = [coding.strip(" \t") for coding in value.split(",")]
+    if "chunked" not in codings[:-1] and all(map(_is_token, codings)):
+        raise Reject(501, "No transfer coding is known but chunked.")
+    raise Reject(400, "The Transfer-Encoding is malformed.")
