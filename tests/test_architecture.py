@@ -79,7 +79,7 @@ WIDE = {
     "listeners": {"listen"},
     "pidfile": {"_locked"},
     "daemon": {"_be_daemon"},
-    "testing": {"serving", "serve"},
+    "testing": {"serving", "_serve"},
 }
 
 

@@ -6,12 +6,14 @@ import socket
 import socketserver
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import pytest
 
 from prefork_server import (
     BootError,
+    ConfigError,
     MasterHandle,
     Preforker,
     PreforkMixIn,
@@ -96,6 +98,26 @@ def test_a_server_that_cannot_start_raises_what_it_raises() -> None:
     ):
         pass
     assert "no table" in caught.value.__notes__[0]
+
+
+def test_a_server_whose_settings_cannot_be_raises_at_once_and_leaves_no_thread() -> None:
+    class Server(PreforkMixIn, socketserver.TCPServer):
+        settings = "none"  # type: ignore[assignment]
+
+    server = Server(("127.0.0.1", 0), Pid)
+    before = threading.enumerate()
+    timeout = 2 * PATIENCE  # which it would take if nobody were told, and the test may not
+    with pytest.raises(ConfigError, match="Settings object"), serving(server, timeout=timeout):
+        pass
+    assert not server.wait_ready()
+    eventually(lambda: threading.enumerate() == before)
+
+
+def test_one_preforker_can_serve_many_times() -> None:
+    preforker = Preforker(lambda master: master.wait(60), workers=1)
+    for _ in range(5):
+        with serving(preforker):
+            assert preforker.wait_ready(0)
 
 
 def test_one_that_does_not_get_ready_in_time_is_stopped() -> None:

@@ -6,7 +6,6 @@ import random
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -44,43 +43,66 @@ def serving(
     """
     if kill_a_worker_every is not None and not kill_a_worker_every > 0:
         raise ValueError(f"kill_a_worker_every is seconds above 0, not {kill_a_worker_every!r}")
-    run = server.run if isinstance(server, Preforker) else server.serve_forever
-    ended: list[BaseException] = []
-
-    def serve() -> None:
-        try:
-            run()
-        except BaseException as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=serve, name="master", daemon=True)
     with _log_kept(server) as log:
         try:
             with _nobody_left():
-                thread.start()
+                run = _Run(server)
                 try:
-                    end = time.monotonic() + timeout
-                    if not server.wait_ready(timeout):
-                        if time.monotonic() < end:  # it has ended, and its thread is about to
-                            thread.join(timeout)
-                            raise ended[0] if ended else AssertionError("it served nobody")
-                        raise AssertionError(f"the server is not ready after {timeout:g} s")
+                    run.start(timeout)
                     every = kill_a_worker_every
-                    with _killing(thread, every) if every else nullcontext():
+                    with _killing(run.thread, every) if every else nullcontext():
                         yield _address(server)
                 finally:
-                    # shutdown() would wait for ever for one that does not stop.
-                    threading.Thread(target=server.shutdown, daemon=True).start()
-                    thread.join(timeout)
-                    if isinstance(server, PreforkMixIn):
-                        server.server_close()
-                if thread.is_alive():
-                    raise AssertionError(f"the server did not stop within {timeout:g} s")
-                if ended:
-                    raise ended[0]
+                    run.stop(timeout)
+                run.check(timeout)
         except BaseException as error:
             error.add_note(f"The log of the server:\n{log()}")
             raise
+
+
+class _Run:
+    """One run of a server, in a thread of its own."""
+
+    def __init__(self, server: Preforker | PreforkMixIn) -> None:
+        self._server = server
+        self._ended: list[BaseException] = []
+        # Not wait_ready() alone: of a Preforker that ran before it would tell of that run.
+        self._settled = threading.Event()
+        remote = server._remote if isinstance(server, Preforker) else server._prefork_remote
+        remote.when_ready = self._settled.set
+        self.thread = threading.Thread(target=self._serve, name="master", daemon=True)
+
+    def _serve(self) -> None:
+        server = self._server
+        try:
+            server.run() if isinstance(server, Preforker) else server.serve_forever()
+        except BaseException as error:
+            self._ended.append(error)
+        finally:
+            self._settled.set()
+
+    def start(self, timeout: float) -> None:
+        """Returns when it is ready; raises why it is not."""
+        self.thread.start()
+        if not self._settled.wait(timeout):
+            raise AssertionError(f"the server is not ready after {timeout:g} s")
+        if not self._server.wait_ready(0):  # it has ended, and its thread is about to
+            self.thread.join(timeout)
+            raise self._ended[0] if self._ended else AssertionError("it served nobody")
+
+    def stop(self, timeout: float) -> None:
+        if self.thread.is_alive():
+            # shutdown() would wait for ever for one that does not stop.
+            threading.Thread(target=self._server.shutdown, daemon=True).start()
+            self.thread.join(timeout)
+        if isinstance(self._server, PreforkMixIn):
+            self._server.server_close()
+
+    def check(self, timeout: float) -> None:
+        if self.thread.is_alive():
+            raise AssertionError(f"the server did not stop within {timeout:g} s")
+        if self._ended:
+            raise self._ended[0]
 
 
 def _address(server: Preforker | PreforkMixIn) -> Any:
