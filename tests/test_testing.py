@@ -88,6 +88,26 @@ def test_a_failed_test_shows_what_the_workers_logged() -> None:
     assert "LookupError: in the handler" in note
 
 
+def test_of_a_long_log_the_note_has_the_end_and_says_so() -> None:
+    server = Preforker(lambda master: master.wait(60), workers=1)
+    with pytest.raises(LookupError) as caught, serving(server):
+        for number in range(2000):
+            server.logger.info("line %d: %s", number, "x" * 1000)
+        raise LookupError
+    (note,) = caught.value.__notes__
+    assert "bytes before this are left out]" in note and len(note) < 1.1 * 2**20
+    assert "line 0:" not in note and "line 1999:" in note
+    assert note.rstrip().endswith("stopped")
+
+
+def test_the_handlers_that_the_program_has_are_given_the_log_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serving(PreforkTCPServer(("127.0.0.1", 0), Pid, workers=1)):
+        pass
+    assert "ready, listening on 127.0.0.1" in caplog.text
+
+
 def test_a_server_that_cannot_start_raises_what_it_raises() -> None:
     def bad(master: MasterHandle) -> None:
         raise LookupError("no table")
@@ -188,3 +208,17 @@ with serving(PreforkTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler,
         [sys.executable, "-W", "error", "-c", program], capture_output=True, check=True, text=True
     )
     assert (result.stdout, result.stderr) == ("served\n", "")
+
+
+def test_a_program_with_many_files_open_can_serve() -> None:
+    program = """
+import os, resource, socketserver
+from prefork_server import PreforkTCPServer
+from prefork_server.testing import serving
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(2000, most), most))
+files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1024)]
+with serving(PreforkTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler, workers=1)):
+    print("served")
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

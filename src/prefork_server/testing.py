@@ -17,6 +17,7 @@ from .mixin import PreforkMixIn
 from .preforker import Preforker
 
 _SOON = 5.0  # seconds for what a stopped server leaves, to be gone, too
+_MIB = 1 << 20
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def serving(
     Raises what ``serve_forever()`` or ``run()`` raised, and ``AssertionError`` if the
     server does not get ready or does not stop, or if a process that it forked is still
     there (it is killed then). Whatever is raised, within or by this, has the server's log
-    as a note, which tracebacks show.
+    as a note, its last MiB, which tracebacks show.
     """
     if kill_a_worker_every is not None and not kill_a_worker_every > 0:
         raise ValueError(f"kill_a_worker_every is seconds above 0, not {kill_a_worker_every!r}")
@@ -113,7 +114,7 @@ def _address(server: Preforker | PreforkMixIn) -> Any:
 
 @contextmanager
 def _log_kept(server: Preforker | PreforkMixIn) -> Iterator[Callable[[], str]]:
-    """What the master and all workers log meanwhile; nothing of it goes to stderr."""
+    """What the master and all workers log meanwhile, besides where the program has it go."""
     logger = server.logger if isinstance(server, Preforker) else logger_named(None)
     level = logger.level
     with open(os.memfd_create("log"), "w+", encoding="utf-8", errors="replace") as file:
@@ -122,11 +123,17 @@ def _log_kept(server: Preforker | PreforkMixIn) -> Iterator[Callable[[], str]]:
         logger.addHandler(handler)
         logger.setLevel(level or logging.INFO)
         try:
-            # From the start, and not by our offset, which is the one where workers write.
-            yield lambda: os.pread(file.fileno(), 1 << 20, 0).decode("utf-8", "replace")
+            yield lambda: _end_of(file.fileno())
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
+
+
+def _end_of(fd: int) -> str:
+    """The last MiB of a file, by an offset of its own: the descriptor's is where workers write."""
+    before = max(0, os.fstat(fd).st_size - _MIB)
+    cut = f"[{before} bytes before this are left out]\n" if before else ""
+    return cut + os.pread(fd, _MIB, before).decode("utf-8", "replace")
 
 
 @contextmanager
@@ -138,7 +145,9 @@ def _nobody_left() -> Iterator[None]:
             yield
         finally:
             os.close(writer)
-        if not select.select([reader], [], [], _SOON)[0]:
+        end = select.poll()  # select() knows no descriptor above 1023
+        end.register(reader, 0)  # POLLHUP is always told
+        if not end.poll(_SOON * 1000):
             left = {pid: _command(pid) for pid in _holders(os.readlink(f"/proc/self/fd/{reader}"))}
             for pid in left:
                 with suppress(ProcessLookupError):
