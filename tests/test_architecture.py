@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "tls": {"connection"},
     "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},
-    "testing": {"listeners", "logfiles", "preforker", "mixin"},
+    "testing": {"forks", "listeners", "logfiles", "preforker", "mixin"},
     "__init__": set(MODULES) - {"testing"},
 }
 

@@ -21,6 +21,7 @@ from prefork_server import (
     PreforkUnixStreamServer,
     Settings,
 )
+from prefork_server.forks import fork
 from prefork_server.testing import serving
 
 from .conftest import PATIENCE, alive, children, eventually, read_all
@@ -175,6 +176,31 @@ def test_a_process_that_a_handler_left_is_found_named_and_killed(
     eventually(lambda: not alive(pids[0]))
 
 
+def test_another_server_and_a_fork_of_the_test_are_not_taken_for_what_is_left() -> None:
+    first = serving(PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2))
+    first.__enter__()
+    while (pid := fork()) == 0:
+        signal.pause()
+    try:
+        with serving(PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2)) as address:
+            worker = int(asked(address))
+            first.__exit__(None, None, None)
+            assert alive(worker) and alive(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_of_two_servers_the_second_to_stop_is_not_held_up_by_new_workers_of_the_first() -> None:
+    with serving(PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2)) as address:
+        with serving(PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2)):
+            old = int(asked(address))
+            os.kill(old, signal.SIGKILL)
+            eventually(lambda: len(set(children(os.getpid())) - {old}) == 4)
+            new = children(os.getpid())
+        assert int(asked(address)) in new
+
+
 def test_workers_are_killed_all_the_time_and_clients_that_ask_again_are_served() -> None:
     server = PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2)
     with serving(server, kill_a_worker_every=0.1) as address:
@@ -222,3 +248,30 @@ with serving(PreforkTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler,
     print("served")
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+
+
+def test_nobody_forks_between_the_making_of_a_descriptor_and_the_word_that_it_is_kept() -> None:
+    program = """
+import os, threading
+from prefork_server.forks import fork, forking, keep_from_forks
+at_the_door = threading.Event()
+os.register_at_fork(before=at_the_door.set)  # comes before ours, which was registered before
+kept = []
+def has_it():
+    try:
+        return bool(os.fstat(kept[0]))
+    except OSError:
+        return False
+def forks():
+    if (pid := fork()) == 0:
+        os._exit(not kept or has_it())
+    print(os.waitpid(pid, 0)[1])
+thread = threading.Thread(target=forks)
+with forking:
+    thread.start()
+    at_the_door.wait()
+    kept.append(keep_from_forks(os.pipe()[1]))
+thread.join()
+"""
+    command = [sys.executable, "-W", "error", "-c", program]
+    assert subprocess.check_output(command, text=True) == "0\n"

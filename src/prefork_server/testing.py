@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from .forks import drop, forking, keep_from_forks
 from .listeners import parse
 from .logfiles import logger_named
 from .mixin import PreforkMixIn
@@ -46,8 +47,8 @@ def serving(
         raise ValueError(f"kill_a_worker_every is seconds above 0, not {kill_a_worker_every!r}")
     with _log_kept(server) as log:
         try:
-            with _nobody_left():
-                run = _Run(server)
+            run = _Run(server)
+            with _nobody_left(run.thread):
                 try:
                     run.start(timeout)
                     every = kill_a_worker_every
@@ -137,14 +138,20 @@ def _end_of(fd: int) -> str:
 
 
 @contextmanager
-def _nobody_left() -> Iterator[None]:
-    """Every process forked within inherits a pipe, whose end says that they are gone."""
-    reader, writer = os.pipe()
+def _nobody_left(master: threading.Thread) -> Iterator[None]:
+    """What the master forks within inherits a pipe, whose end says that all of it is gone.
+
+    Nobody else does: neither what the test forks, nor the workers of another server.
+    """
+    with forking:
+        reader, writer = os.pipe()
+        keep_from_forks(reader)
+        keep_from_forks(writer, but=master)
     try:
         try:
             yield
         finally:
-            os.close(writer)
+            drop(writer)
         end = select.poll()  # select() knows no descriptor above 1023
         end.register(reader, 0)  # POLLHUP is always told
         if not end.poll(_SOON * 1000):
@@ -154,7 +161,7 @@ def _nobody_left() -> Iterator[None]:
                     os.kill(pid, signal.SIGKILL)
             raise AssertionError(f"still there {_SOON:g} s after the stop, now killed: {left}")
     finally:
-        os.close(reader)
+        drop(reader)
 
 
 def _holders(pipe: str) -> Iterator[int]:
