@@ -79,7 +79,7 @@ WIDE = {
     "listeners": {"listen"},
     "pidfile": {"_locked"},
     "daemon": {"_be_daemon"},
-    "testing": {"serving", "_serve"},
+    "testing": {"_afterwards", "_log_noted", "_serve"},
 }
 
 

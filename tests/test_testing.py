@@ -153,27 +153,65 @@ def test_one_that_does_not_get_ready_in_time_is_stopped() -> None:
     eventually(lambda: not children(os.getpid()))
 
 
+class Leaves(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        self.wfile.write(b"%d" % pid)
+
+
+@pytest.mark.parametrize("fails", [False, True])
 def test_a_process_that_a_handler_left_is_found_named_and_killed(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     monkeypatch.setattr("prefork_server.testing._SOON", 0.2)
-    pids: list[int] = []
-
-    class Leaves(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            pid = os.fork()
-            if pid == 0:
-                signal.pause()
-            self.wfile.write(b"%d" % pid)
-
     with (
-        pytest.raises(AssertionError, match=r"still there .* now killed") as caught,
+        pytest.raises(LookupError if fails else AssertionError) as caught,
         serving(PreforkTCPServer(("127.0.0.1", 0), Leaves, workers=1)) as address,
         socket.create_connection(address, PATIENCE) as client,
     ):
-        pids.append(int(client.recv(100)))
-    assert f"{{{pids[0]}: " in str(caught.value)
-    eventually(lambda: not alive(pids[0]))
+        pid = int(client.recv(100))
+        if fails:
+            raise LookupError("the test's own")
+    said = caught.value.__notes__[0] if fails else str(caught.value)
+    assert f"still there, now killed: {{{pid}: " in said
+    assert "The log of the server" in caught.value.__notes__[-1]
+    eventually(lambda: not alive(pid))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_workers_of_a_server_that_does_not_stop_are_named_and_killed(fails: bool) -> None:
+    def deaf(master: MasterHandle) -> None:
+        threading.Event().wait()
+
+    preforker = Preforker(deaf, workers=2, timeout=None, graceful_timeout=2 * PATIENCE)
+    with (
+        pytest.raises(LookupError if fails else AssertionError) as caught,
+        serving(preforker, timeout=2),
+    ):
+        eventually(lambda: len(children(os.getpid())) == 2)
+        pids = children(os.getpid())
+        if fails:
+            raise LookupError("the test's own")
+    *said, log = [str(caught.value), *caught.value.__notes__]
+    assert "the server did not stop within 2 s" in said[fails]
+    killed = said[fails + 1]
+    assert "now killed" in killed and all(f"{pid}: " in killed for pid in pids)
+    assert "stopped" in log and not children(os.getpid())
+
+
+def test_what_the_server_raised_is_noted_on_what_the_test_raised() -> None:
+    class Server(PreforkTCPServer):
+        def serve_forever(self, *args: object, **kwargs: object) -> None:
+            super().serve_forever()
+            raise OSError("the server's own")
+
+    server = Server(("127.0.0.1", 0), Pid, workers=1)
+    with pytest.raises(LookupError) as caught, serving(server):
+        server.shutdown()
+        raise LookupError("the test's own")
+    assert 'OSError("the server\'s own")' in caught.value.__notes__[0]
 
 
 def test_another_server_and_a_fork_of_the_test_are_not_taken_for_what_is_left() -> None:

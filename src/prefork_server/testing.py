@@ -6,7 +6,7 @@ import random
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -40,26 +40,36 @@ def serving(
 
     Raises what ``serve_forever()`` or ``run()`` raised, and ``AssertionError`` if the
     server does not get ready or does not stop, or if a process that it forked is still
-    there (it is killed then). Whatever is raised, within or by this, has the server's log
-    as a note, its last MiB, which tracebacks show.
+    there; all of these are killed. Of several errors the first is raised, one of the block
+    before all, and has the others as notes, which tracebacks show. The last note is the
+    log of the server, its last MiB.
     """
     if kill_a_worker_every is not None and not kill_a_worker_every > 0:
         raise ValueError(f"kill_a_worker_every is seconds above 0, not {kill_a_worker_every!r}")
-    with _log_kept(server) as log:
-        try:
-            run = _Run(server)
-            with _nobody_left(run.thread):
-                try:
-                    run.start(timeout)
-                    every = kill_a_worker_every
-                    with _killing(run.thread, every) if every else nullcontext():
-                        yield _address(server)
-                finally:
-                    run.stop(timeout)
-                run.check(timeout)
-        except BaseException as error:
-            error.add_note(f"The log of the server:\n{log()}")
-            raise
+    run = _Run(server)
+    with (
+        _log_noted(server),
+        _nobody_left(run.thread),
+        _afterwards(lambda: run.stop(timeout)),
+    ):
+        run.start(timeout)
+        every = kill_a_worker_every
+        with _killing(run.thread, every) if every else nullcontext():
+            yield _address(server)
+
+
+@contextmanager
+def _afterwards(look: Callable[[], BaseException | None]) -> Iterator[None]:
+    """Whatever happens within, look afterwards what else is wrong. What was first is raised."""
+    try:
+        yield
+    except BaseException as error:
+        wrong = look()
+        if wrong and wrong is not error:
+            error.add_note(f"And then: {wrong!r}")
+        raise
+    if wrong := look():
+        raise wrong
 
 
 class _Run:
@@ -92,19 +102,17 @@ class _Run:
             self.thread.join(timeout)
             raise self._ended[0] if self._ended else AssertionError("it served nobody")
 
-    def stop(self, timeout: float) -> None:
+    def stop(self, timeout: float) -> BaseException | None:
+        """What went wrong, in the end or before."""
         if self.thread.is_alive():
             # shutdown() would wait for ever for one that does not stop.
             threading.Thread(target=self._server.shutdown, daemon=True).start()
             self.thread.join(timeout)
         if isinstance(self._server, PreforkMixIn):
             self._server.server_close()
-
-    def check(self, timeout: float) -> None:
         if self.thread.is_alive():
-            raise AssertionError(f"the server did not stop within {timeout:g} s")
-        if self._ended:
-            raise self._ended[0]
+            return AssertionError(f"the server did not stop within {timeout:g} s")
+        return self._ended[0] if self._ended else None
 
 
 def _address(server: Preforker | PreforkMixIn) -> Any:
@@ -114,8 +122,8 @@ def _address(server: Preforker | PreforkMixIn) -> Any:
 
 
 @contextmanager
-def _log_kept(server: Preforker | PreforkMixIn) -> Iterator[Callable[[], str]]:
-    """What the master and all workers log meanwhile, besides where the program has it go."""
+def _log_noted(server: Preforker | PreforkMixIn) -> Iterator[None]:
+    """What is raised within is noted what the master and all workers logged meanwhile."""
     logger = server.logger if isinstance(server, Preforker) else logger_named(None)
     level = logger.level
     with open(os.memfd_create("log"), "w+", encoding="utf-8", errors="replace") as file:
@@ -124,7 +132,10 @@ def _log_kept(server: Preforker | PreforkMixIn) -> Iterator[Callable[[], str]]:
         logger.addHandler(handler)
         logger.setLevel(level or logging.INFO)
         try:
-            yield lambda: _end_of(file.fileno())
+            yield
+        except BaseException as error:
+            error.add_note(f"The log of the server:\n{_end_of(file.fileno())}")
+            raise
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
@@ -147,21 +158,35 @@ def _nobody_left(master: threading.Thread) -> Iterator[None]:
         reader, writer = os.pipe()
         keep_from_forks(reader)
         keep_from_forks(writer, but=master)
-    try:
-        try:
-            yield
-        finally:
-            drop(writer)
+
+    def look() -> AssertionError | None:
+        drop(writer)
         end = select.poll()  # select() knows no descriptor above 1023
         end.register(reader, 0)  # POLLHUP is always told
-        if not end.poll(_SOON * 1000):
-            left = {pid: _command(pid) for pid in _holders(os.readlink(f"/proc/self/fd/{reader}"))}
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            raise AssertionError(f"still there {_SOON:g} s after the stop, now killed: {left}")
+        # A server that did not stop has had its time, and its workers with it.
+        if end.poll(0 if master.is_alive() else _SOON * 1000):
+            return None
+        left: dict[int, str] = {}
+        for _ in range(3):  # whoever is forked meanwhile is found the next time
+            left |= _killed(_holders(os.readlink(f"/proc/self/fd/{reader}")))
+            if end.poll(1000):
+                break
+        master.join(_SOON)  # it waited for those, perhaps
+        return AssertionError(f"still there, now killed: {left}")
+
+    try:
+        with _afterwards(look):
+            yield
     finally:
         drop(reader)
+
+
+def _killed(pids: Iterable[int]) -> dict[int, str]:
+    commands = {pid: _command(pid) for pid in pids}
+    for pid in commands:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return commands
 
 
 def _holders(pipe: str) -> Iterator[int]:
