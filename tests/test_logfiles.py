@@ -81,6 +81,40 @@ def test_the_log_file_is_one_handler_more_and_goes_again(tmp_path: Path) -> None
     )
 
 
+def test_two_servers_share_stderr_and_the_level_and_the_last_takes_them_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("test_logfiles_3")
+    logger.propagate = False
+    first, second, third = speaking(logger), speaking(logger), speaking(logger, tmp_path / "log")
+    for each in (first, second, third):
+        each.__enter__()
+    logger.info("of three")
+    first.__exit__(None, None, None)
+    logger.info("of two")
+    second.__exit__(None, None, None)
+    logger.info("of one")
+    third.__exit__(None, None, None)
+    logger.info("of none")
+    assert [line[-8:] for line in capsys.readouterr().err.splitlines()] == ["of three", "  of two"]
+    assert [line[-6:] for line in (tmp_path / "log").read_text().splitlines()] == [
+        " three",
+        "of two",
+        "of one",
+    ]
+    assert logger.handlers == [] and logger.level == logging.NOTSET
+
+
+def test_the_log_file_of_one_server_is_not_all_that_another_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("test_logfiles_4")
+    logger.propagate = False
+    with speaking(logger, tmp_path / "log"), speaking(logger):
+        logger.info("of two")
+    assert "of two" in capsys.readouterr().err
+
+
 def test_text_that_cannot_be_written_is_escaped_and_not_lost(tmp_path: Path) -> None:
     logger = logging.getLogger("test_logfiles_2")
     logger.propagate = False  # to what cannot write it either

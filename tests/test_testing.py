@@ -229,6 +229,15 @@ def test_another_server_and_a_fork_of_the_test_are_not_taken_for_what_is_left() 
         os.waitpid(pid, 0)
 
 
+def test_the_log_of_a_server_is_whole_when_another_has_ended_before() -> None:
+    first = serving(Preforker(lambda master: master.wait(60), workers=1))
+    first.__enter__()
+    with pytest.raises(LookupError) as caught, serving(PreforkTCPServer(("127.0.0.1", 0), Pid)):
+        first.__exit__(None, None, None)
+        raise LookupError
+    assert caught.value.__notes__[-1].count(" stopped\n") == 2
+
+
 def test_of_two_servers_the_second_to_stop_is_not_held_up_by_new_workers_of_the_first() -> None:
     with serving(PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2)) as address:
         with serving(PreforkTCPServer(("127.0.0.1", 0), Pid, workers=2)):

@@ -4,6 +4,7 @@ import logging
 import os
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
@@ -28,22 +29,62 @@ def speaking(logger: logging.Logger, path: FilePath | None = None) -> Iterator[N
     A server that is silent when it kills is of no use. A program that has a handler,
     here or at a parent, sees no change; and when the server is over nothing remains.
     """
-    if path is None and logger.hasHandlers():
+    with ExitStack() as stack:
+        with _turn:
+            if path or all(isinstance(each, LogFile | _Stderr) for each in reached(logger)):
+                # Two servers of one process do not say everything twice.
+                shared = (each for each in logger.handlers if isinstance(each, _Stderr))
+                handler = LogFile(path) if path else next(shared, None) or _Stderr()
+                form = logging.Formatter(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME)
+                handler.setFormatter(form)
+                stack.enter_context(lent(logger, handler))
         yield
-        return
-    handler = LogFile(path) if path else logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME))
-    level = logger.level
-    if level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+
+
+_turn = threading.RLock()
+# Held by every fork, too: a server may be started in a worker.
+os.register_at_fork(
+    before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release
+)
+_lent: dict[logging.Logger, tuple[int, list[logging.Handler]]] = {}
+
+
+@contextmanager
+def lent(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    """Add a handler of ours, and hear INFO if the program has set no level.
+
+    Several servers may do so at once, in their threads: what they share, the level or a
+    handler, goes with the last of them.
+    """
+    with _turn:
+        level, handlers = _lent.setdefault(logger, (logger.level, []))
+        if level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        handlers.append(handler)
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        if path:
-            handler.close()
+        with _turn:
+            handlers.remove(handler)
+            if handler not in handlers:
+                logger.removeHandler(handler)
+                handler.close()
+            if not handlers:
+                del _lent[logger]
+                logger.setLevel(level)
+
+
+def reached(logger: logging.Logger) -> Iterator[logging.Handler]:
+    """The handlers that are given what this logger is told, its own and those of its parents."""
+    each: logging.Logger | None = logger
+    while each:
+        yield from each.handlers
+        each = each.parent if each.propagate else None
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Stderr, for a program that has configured nothing."""
 
 
 class LogFile(logging.FileHandler):

@@ -1,5 +1,6 @@
 """A real server inside a test: real forks, real sockets, and proof that nobody is left."""
 
+import io
 import logging
 import os
 import random
@@ -13,7 +14,7 @@ from typing import Any
 
 from .forks import drop, forking, keep_from_forks
 from .listeners import parse
-from .logfiles import logger_named
+from .logfiles import lent, logger_named
 from .mixin import PreforkMixIn
 from .preforker import Preforker
 
@@ -125,20 +126,18 @@ def _address(server: Preforker | PreforkMixIn) -> Any:
 def _log_noted(server: Preforker | PreforkMixIn) -> Iterator[None]:
     """What is raised within is noted what the master and all workers logged meanwhile."""
     logger = server.logger if isinstance(server, Preforker) else logger_named(None)
-    level = logger.level
     with open(os.memfd_create("log"), "w+", encoding="utf-8", errors="replace") as file:
-        handler = logging.StreamHandler(file)
+        handler: logging.StreamHandler[Any] = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(level or logging.INFO)
         try:
-            yield
+            with lent(logger, handler):
+                yield
         except BaseException as error:
             error.add_note(f"The log of the server:\n{_end_of(file.fileno())}")
             raise
         finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
+            # The thread of another server may have found it just before it was taken away.
+            handler.setStream(io.StringIO())
 
 
 def _end_of(fd: int) -> str:
