@@ -135,6 +135,31 @@ def test_a_logger_of_the_programs_own_is_used(launch: Launch, tmp_path: Path) ->
     assert not (tmp_path / "preforker.log").exists()
 
 
+def test_logging_that_goes_to_the_terminal_alone_does_not_leave_a_daemon_without_a_log(
+    launch: Launch, tmp_path: Path
+) -> None:
+    daemon = launch("""
+    import logging
+    logging.basicConfig()
+    print("launched", Preforker(work, workers=1).start())
+    """)
+    daemon.stop()
+    assert f"master pid={daemon.pid} ready" in (tmp_path / "preforker.log").read_text()
+
+
+def test_logging_that_goes_to_a_redirected_stream_is_all_that_the_program_wants(
+    launch: Launch, tmp_path: Path
+) -> None:
+    daemon = launch("""
+    import logging
+    logging.basicConfig(level=logging.INFO)
+    print("launched", Preforker(work, workers=1, stderr_path="err").start())
+    """)
+    daemon.stop()
+    assert f"master pid={daemon.pid} ready" in (tmp_path / "err").read_text()
+    assert not (tmp_path / "preforker.log").exists()
+
+
 def test_in_the_foreground_the_same_paths_do_the_same_and_are_given_back(
     start: Starter, tmp_path: Path
 ) -> None:

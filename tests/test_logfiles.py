@@ -1,5 +1,6 @@
 """The log and what is printed: into files that are what they should be, in whole lines."""
 
+import io
 import logging
 import os
 import socket
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefork_server import ConfigError, Preforker
-from prefork_server.logfiles import open_appending, redirected, speaking
+from prefork_server.logfiles import open_appending, outlives_the_terminal, redirected, speaking
 
 from .conftest import Starter
 
@@ -113,6 +114,28 @@ def test_the_log_file_of_one_server_is_not_all_that_another_has(
     with speaking(logger, tmp_path / "log"), speaking(logger):
         logger.info("of two")
     assert "of two" in capsys.readouterr().err
+
+
+def test_a_daemon_keeps_every_handler_but_those_on_stdout_and_stderr(tmp_path: Path) -> None:
+    parent, logger = logging.getLogger("test_logfiles_5"), logging.getLogger("test_logfiles_5.a")
+    parent.propagate = False
+    assert not outlives_the_terminal(logger, ())
+    with open(os.dup(1), "w") as closed, open(1, "w", closefd=False) as out:
+        parent.addHandler(logging.StreamHandler(closed))
+        parent.addHandler(logging.StreamHandler(out))
+        closed.close()
+        assert not outlives_the_terminal(logger, [2])
+        assert outlives_the_terminal(logger, [1])
+        for kept in (
+            logging.StreamHandler(io.StringIO()),
+            logging.FileHandler(tmp_path / "log", delay=True),
+            logging.NullHandler(),
+        ):
+            logger.addHandler(kept)
+            assert outlives_the_terminal(logger, ())
+            logger.removeHandler(kept)
+            assert not outlives_the_terminal(logger, ())
+    parent.handlers.clear()
 
 
 def test_text_that_cannot_be_written_is_escaped_and_not_lost(tmp_path: Path) -> None:

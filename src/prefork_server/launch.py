@@ -12,7 +12,7 @@ from .errors import ConfigError
 from .inline import run_inline
 from .job import Hooks, Job
 from .listeners import Listener
-from .logfiles import fill_standard_descriptors, redirected, speaking
+from .logfiles import fill_standard_descriptors, outlives_the_terminal, redirected, speaking
 from .master import Master
 from .pidfile import claimed
 from .remote import Remote
@@ -58,7 +58,9 @@ class Launch:
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("start() is for the main thread: its fork has no other")
         defaults = {"stdout_path": os.devnull, "stderr_path": os.devnull}
-        if not self.logger.hasHandlers():
+        paths = {1: self.settings.stdout_path, 2: self.settings.stderr_path}
+        kept = [fd for fd, path in paths.items() if path not in (None, os.devnull)]
+        if not outlives_the_terminal(self.logger, kept):
             defaults["log_path"] = file_name(self.app_name, ".log")
         launch = replace(self, settings=settle(self.settings, {}, **defaults))
 

@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
 
@@ -81,6 +81,23 @@ def reached(logger: logging.Logger) -> Iterator[logging.Handler]:
     while each:
         yield from each.handlers
         each = each.parent if each.propagate else None
+
+
+def outlives_the_terminal(logger: logging.Logger, kept: Collection[int]) -> bool:
+    """Whether a handler is left where stdout and stderr (1 and 2) are gone, but those ``kept``."""
+    return any(_stream_of(each) not in {0, 1, 2}.difference(kept) for each in reached(logger))
+
+
+def _stream_of(handler: logging.Handler) -> int:
+    """The descriptor that it writes to, 0 if its stream is closed, -1 if it has none."""
+    if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        try:
+            return 0 if handler.stream is None else int(handler.stream.fileno())
+        except (AttributeError, OSError):  # it only looks like a file
+            return -1
+        except ValueError:  # closed, or detached
+            return 0
+    return -1
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
