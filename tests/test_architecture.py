@@ -79,6 +79,7 @@ WIDE = {
     "listeners": {"listen"},
     "pidfile": {"_locked"},
     "daemon": {"_be_daemon"},
+    "launch": {"_last_words"},
     "testing": {"_afterwards", "_log_noted", "_serve"},
 }
 

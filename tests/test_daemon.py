@@ -414,6 +414,35 @@ def test_start_where_it_cannot_be_is_refused(start: Starter, how: str, why: str)
     server.saw(rf"ConfigError: {why}")
 
 
+DIES = """
+    def enough(death):
+        sys.exit("enough is enough")
+    p = Preforker(work, workers=1, after_worker_exit=enough)
+"""
+
+
+def test_a_daemon_that_dies_after_it_was_ready_says_why_in_its_log(
+    launch: Launch, tmp_path: Path
+) -> None:
+    daemon = launch(DIES + '    print("launched", p.start())')
+    eventually(daemon.workers)
+    os.kill(daemon.workers()[0], signal.SIGKILL)
+    assert select.select([daemon._pidfd], [], [], PATIENCE)[0], "it did not end"
+    log = (tmp_path / "preforker.log").read_text()
+    assert log.count("SystemExit: enough is enough") == 1
+    assert re.search(rf" ERROR   master pid={daemon.pid} died\nTraceback ", log)
+    assert not daemon.launcher.anyone_left()
+
+
+def test_in_the_foreground_the_caller_is_told_and_the_log_is_not(start: Starter) -> None:
+    server = start(WAITS + DIES + "    p.run()").ready()
+    eventually(server.workers)
+    server.signal(signal.SIGKILL, server.workers()[0])
+    server.expect_error("SIGKILL")
+    assert server.wait() == 1
+    assert server.count("enough is enough") == 1 and not server.count("died|Traceback")
+
+
 # Every signal rule, on a daemon
 
 TEMPLATE = '    print("launched", Preforker(work, workers=2, stdout_path="out").start())'

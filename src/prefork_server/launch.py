@@ -3,14 +3,15 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from .daemon import daemonize
 from .errors import ConfigError
 from .inline import run_inline
 from .job import Hooks, Job
+from .journal import Journal
 from .listeners import Listener
 from .logfiles import fill_standard_descriptors, outlives_the_terminal, redirected, speaking
 from .master import Master
@@ -31,6 +32,7 @@ class Launch:
     work: Callable[[MasterHandle], object]
     hooks: Hooks
     listening: Callable[[], AbstractContextManager[Sequence[Listener]]]
+    daemon: bool = False
 
     def run(self) -> None:
         """Returns when everybody is gone."""
@@ -42,6 +44,7 @@ class Launch:
             self.remote.running(),
             redirected(settings.stdout_path, settings.stderr_path),
             speaking(self.logger, settings.log_path),
+            self._last_words(),
             claimed(pid_path),
             self.listening() as listeners,
         ):
@@ -50,6 +53,17 @@ class Launch:
                 run_inline(job, self.remote)
             else:
                 Master(job, self.remote).run()
+
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """Before it is ready the launcher hears why a daemon dies; after that only the log can."""
+        try:
+            yield
+        except BaseException:
+            if self.daemon and self.remote.wait_ready(0):
+                journal = Journal(self.logger, os.getpid())
+                journal.say(logging.ERROR, "died", None, "died", exc_info=True)
+            raise
 
     def start(self) -> int:
         """The same in a daemon; returns its pid when its first worker is ready."""
@@ -62,7 +76,7 @@ class Launch:
         kept = [fd for fd, path in paths.items() if path not in (None, os.devnull)]
         if not outlives_the_terminal(self.logger, kept):
             defaults["log_path"] = file_name(self.app_name, ".log")
-        launch = replace(self, settings=settle(self.settings, {}, **defaults))
+        launch = replace(self, settings=settle(self.settings, {}, **defaults), daemon=True)
 
         def serve(ready: Callable[[], None]) -> None:
             self.remote.when_ready = ready
