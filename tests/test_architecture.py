@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "tls": {"connection"},
     "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},
-    "testing": {"listeners", "logfiles", "preforker", "mixin"},
+    "testing": {"forks", "listeners", "logfiles", "preforker", "mixin"},
     "__init__": set(MODULES) - {"testing"},
 }
 
@@ -91,7 +91,8 @@ WIDE = {
     "listeners": {"listen"},
     "pidfile": {"_locked"},
     "daemon": {"_be_daemon"},
-    "testing": {"serving", "serve"},
+    "launch": {"_last_words"},
+    "testing": {"_afterwards", "_log_noted", "_serve"},
 }
 
 

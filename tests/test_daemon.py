@@ -135,6 +135,31 @@ def test_a_logger_of_the_programs_own_is_used(launch: Launch, tmp_path: Path) ->
     assert not (tmp_path / "preforker.log").exists()
 
 
+def test_logging_that_goes_to_the_terminal_alone_does_not_leave_a_daemon_without_a_log(
+    launch: Launch, tmp_path: Path
+) -> None:
+    daemon = launch("""
+    import logging
+    logging.basicConfig()
+    print("launched", Preforker(work, workers=1).start())
+    """)
+    daemon.stop()
+    assert f"master pid={daemon.pid} ready" in (tmp_path / "preforker.log").read_text()
+
+
+def test_logging_that_goes_to_a_redirected_stream_is_all_that_the_program_wants(
+    launch: Launch, tmp_path: Path
+) -> None:
+    daemon = launch("""
+    import logging
+    logging.basicConfig(level=logging.INFO)
+    print("launched", Preforker(work, workers=1, stderr_path="err").start())
+    """)
+    daemon.stop()
+    assert f"master pid={daemon.pid} ready" in (tmp_path / "err").read_text()
+    assert not (tmp_path / "preforker.log").exists()
+
+
 def test_in_the_foreground_the_same_paths_do_the_same_and_are_given_back(
     start: Starter, tmp_path: Path
 ) -> None:
@@ -583,6 +608,35 @@ def test_start_where_it_cannot_be_is_refused(start: Starter, how: str, why: str)
     server = start(WAITS + "    " + how)
     server.expect_error("Traceback")
     server.saw(rf"ConfigError: {why}")
+
+
+DIES = """
+    def enough(death):
+        sys.exit("enough is enough")
+    p = Preforker(work, workers=1, after_worker_exit=enough)
+"""
+
+
+def test_a_daemon_that_dies_after_it_was_ready_says_why_in_its_log(
+    launch: Launch, tmp_path: Path
+) -> None:
+    daemon = launch(DIES + '    print("launched", p.start())')
+    eventually(daemon.workers)
+    os.kill(daemon.workers()[0], signal.SIGKILL)
+    assert select.select([daemon._pidfd], [], [], PATIENCE)[0], "it did not end"
+    log = (tmp_path / "preforker.log").read_text()
+    assert log.count("SystemExit: enough is enough") == 1
+    assert re.search(rf" ERROR   master pid={daemon.pid} died\nTraceback ", log)
+    assert not daemon.launcher.anyone_left()
+
+
+def test_in_the_foreground_the_caller_is_told_and_the_log_is_not(start: Starter) -> None:
+    server = start(WAITS + DIES + "    p.run()").ready()
+    eventually(server.workers)
+    server.signal(signal.SIGKILL, server.workers()[0])
+    server.expect_error("SIGKILL")
+    assert server.wait() == 1
+    assert server.count("enough is enough") == 1 and not server.count("died|Traceback")
 
 
 # Every signal rule, on a daemon

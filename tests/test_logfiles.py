@@ -1,5 +1,6 @@
 """The log and what is printed: into files that are what they should be, in whole lines."""
 
+import io
 import logging
 import os
 import socket
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefork_server import ConfigError, Preforker
-from prefork_server.logfiles import open_appending, redirected, speaking
+from prefork_server.logfiles import open_appending, outlives_the_terminal, redirected, speaking
 
 from .conftest import Starter
 
@@ -118,6 +119,62 @@ def test_the_log_file_is_one_handler_more_and_goes_again(tmp_path: Path) -> None
     assert (
         "within" in (tmp_path / "log").read_text() and "after" not in (tmp_path / "log").read_text()
     )
+
+
+def test_two_servers_share_stderr_and_the_level_and_the_last_takes_them_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("test_logfiles_3")
+    logger.propagate = False
+    first, second, third = speaking(logger), speaking(logger), speaking(logger, tmp_path / "log")
+    for each in (first, second, third):
+        each.__enter__()
+    logger.info("of three")
+    first.__exit__(None, None, None)
+    logger.info("of two")
+    second.__exit__(None, None, None)
+    logger.info("of one")
+    third.__exit__(None, None, None)
+    logger.info("of none")
+    assert [line[-8:] for line in capsys.readouterr().err.splitlines()] == ["of three", "  of two"]
+    assert [line[-6:] for line in (tmp_path / "log").read_text().splitlines()] == [
+        " three",
+        "of two",
+        "of one",
+    ]
+    assert logger.handlers == [] and logger.level == logging.NOTSET
+
+
+def test_the_log_file_of_one_server_is_not_all_that_another_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("test_logfiles_4")
+    logger.propagate = False
+    with speaking(logger, tmp_path / "log"), speaking(logger):
+        logger.info("of two")
+    assert "of two" in capsys.readouterr().err
+
+
+def test_a_daemon_keeps_every_handler_but_those_on_stdout_and_stderr(tmp_path: Path) -> None:
+    parent, logger = logging.getLogger("test_logfiles_5"), logging.getLogger("test_logfiles_5.a")
+    parent.propagate = False
+    assert not outlives_the_terminal(logger, ())
+    with open(os.dup(1), "w") as closed, open(1, "w", closefd=False) as out:
+        parent.addHandler(logging.StreamHandler(closed))
+        parent.addHandler(logging.StreamHandler(out))
+        closed.close()
+        assert not outlives_the_terminal(logger, [2])
+        assert outlives_the_terminal(logger, [1])
+        for kept in (
+            logging.StreamHandler(io.StringIO()),
+            logging.FileHandler(tmp_path / "log", delay=True),
+            logging.NullHandler(),
+        ):
+            logger.addHandler(kept)
+            assert outlives_the_terminal(logger, ())
+            logger.removeHandler(kept)
+            assert not outlives_the_terminal(logger, ())
+    parent.handlers.clear()
 
 
 def test_text_that_cannot_be_written_is_escaped_and_not_lost(tmp_path: Path) -> None:

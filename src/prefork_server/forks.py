@@ -6,9 +6,14 @@ would keep the news from whoever waits for it.
 """
 
 import os
+import threading
 import warnings
 
-_ours: set[int] = set()
+_ours: dict[int, threading.Thread | None] = {}
+
+forking = threading.RLock()
+"""Held by every fork. Whoever holds it can make a descriptor and keep it from forks, and no
+other thread forks in between."""
 
 
 def fork() -> int:
@@ -18,21 +23,32 @@ def fork() -> int:
         return os.fork()
 
 
-def keep_from_forks(fd: int) -> int:
-    """From now on every fork of this process closes this one first. Close it with ``drop``."""
-    _ours.add(fd)
+def keep_from_forks(fd: int, but: threading.Thread | None = None) -> int:
+    """From now on every fork of this process closes this one first. Close it with ``drop``.
+
+    The forks that the thread ``but`` makes keep it, and so do theirs.
+    """
+    _ours[fd] = but
     return fd
 
 
 def drop(fd: int) -> None:
-    _ours.discard(fd)
-    os.close(fd)
+    with forking:
+        _ours.pop(fd, None)
+        os.close(fd)
 
 
 def _close_in_fork() -> None:
-    for fd in _ours:
-        os.close(fd)
-    _ours.clear()
+    me = threading.current_thread()
+    try:
+        for fd, keeper in _ours.items():
+            if keeper is not me:
+                os.close(fd)
+        _ours.clear()
+    finally:
+        forking.release()
 
 
-os.register_at_fork(after_in_child=_close_in_fork)
+os.register_at_fork(
+    before=forking.acquire, after_in_parent=forking.release, after_in_child=_close_in_fork
+)

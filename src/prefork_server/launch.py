@@ -3,8 +3,8 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from .daemon import daemonize
@@ -14,7 +14,7 @@ from .inline import run_inline
 from .job import Hooks, Job
 from .journal import Journal
 from .listeners import Listener
-from .logfiles import fill_standard_descriptors, redirected, speaking
+from .logfiles import fill_standard_descriptors, outlives_the_terminal, redirected, speaking
 from .master import Master
 from .pidfile import claimed
 from .remote import Remote
@@ -32,6 +32,7 @@ class Launch:
     work: Callable[[MasterHandle], object]
     hooks: Hooks
     listening: Callable[[], AbstractContextManager[Sequence[Listener]]]
+    daemon: bool = False
 
     def run(self) -> None:
         """Returns when everybody is gone."""
@@ -43,6 +44,7 @@ class Launch:
             self.remote.running(),
             redirected(settings.stdout_path, settings.stderr_path),
             speaking(self.logger, settings.log_path),
+            self._last_words(),
             claimed(pid_path) as unclaim,
             self.listening() as listeners,
         ):
@@ -52,6 +54,17 @@ class Launch:
             else:
                 Master(job, self.remote).run(unclaim)
 
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """Before it is ready the launcher hears why a daemon dies; after that only the log can."""
+        try:
+            yield
+        except BaseException:
+            if self.daemon and self.remote.wait_ready(0):
+                journal = Journal(self.logger, os.getpid())
+                journal.say(logging.ERROR, "died", None, "died", exc_info=True)
+            raise
+
     def start(self) -> int:
         """The same in a daemon; returns its pid when its first worker is ready."""
         if self.settings.inline:
@@ -59,9 +72,11 @@ class Launch:
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("start() is for the main thread: its fork has no other")
         defaults = {"stdout_path": os.devnull, "stderr_path": os.devnull}
-        if not self.logger.hasHandlers():
+        paths = {1: self.settings.stdout_path, 2: self.settings.stderr_path}
+        kept = [fd for fd, path in paths.items() if path not in (None, os.devnull)]
+        if not outlives_the_terminal(self.logger, kept):
             defaults["log_path"] = file_name(self.app_name, ".log")
-        launch = replace(self, settings=settle(self.settings, {}, **defaults))
+        launch = replace(self, settings=settle(self.settings, {}, **defaults), daemon=True)
 
         def serve(ready: Callable[..., None]) -> None:
             self.remote.when_ready = ready

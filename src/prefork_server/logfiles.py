@@ -5,7 +5,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
 
@@ -31,22 +32,81 @@ def speaking(logger: logging.Logger, path: FilePath | None = None) -> Iterator[N
     A server that is silent when it kills is of no use. A program that has a handler,
     here or at a parent, sees no change; and when the server is over nothing remains.
     """
-    if path is None and logger.hasHandlers():
+    with ExitStack() as stack:
+        with _turn:
+            if path or all(isinstance(each, LogFile | _Stderr) for each in reached(logger)):
+                # Two servers of one process do not say everything twice.
+                shared = (each for each in logger.handlers if isinstance(each, _Stderr))
+                handler = (
+                    LogFile(absolute("log_path", path)) if path else next(shared, None) or _Stderr()
+                )
+                form = logging.Formatter(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME)
+                handler.setFormatter(form)
+                stack.enter_context(lent(logger, handler))
         yield
-        return
-    handler = LogFile(absolute("log_path", path)) if path else logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME))
-    level = logger.level
-    if level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+
+
+_turn = threading.RLock()
+# Held by every fork, too: a server may be started in a worker.
+os.register_at_fork(
+    before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release
+)
+_lent: dict[logging.Logger, tuple[int, list[logging.Handler]]] = {}
+
+
+@contextmanager
+def lent(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    """Add a handler of ours, and hear INFO if the program has set no level.
+
+    Several servers may do so at once, in their threads: what they share, the level or a
+    handler, goes with the last of them.
+    """
+    with _turn:
+        level, handlers = _lent.setdefault(logger, (logger.level, []))
+        if level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        handlers.append(handler)
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        if path:
-            handler.close()
+        with _turn:
+            handlers.remove(handler)
+            if handler not in handlers:
+                logger.removeHandler(handler)
+                handler.close()
+            if not handlers:
+                del _lent[logger]
+                logger.setLevel(level)
+
+
+def reached(logger: logging.Logger) -> Iterator[logging.Handler]:
+    """The handlers that are given what this logger is told, its own and those of its parents."""
+    each: logging.Logger | None = logger
+    while each:
+        yield from each.handlers
+        each = each.parent if each.propagate else None
+
+
+def outlives_the_terminal(logger: logging.Logger, kept: Collection[int]) -> bool:
+    """Whether a handler is left where stdout and stderr (1 and 2) are gone, but those ``kept``."""
+    return any(_stream_of(each) not in {0, 1, 2}.difference(kept) for each in reached(logger))
+
+
+def _stream_of(handler: logging.Handler) -> int:
+    """The descriptor that it writes to, 0 if its stream is closed, -1 if it has none."""
+    if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        try:
+            return 0 if handler.stream is None else int(handler.stream.fileno())
+        except (AttributeError, OSError):  # it only looks like a file
+            return -1
+        except ValueError:  # closed, or detached
+            return 0
+    return -1
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Stderr, for a program that has configured nothing."""
 
 
 class LogFile(logging.FileHandler):

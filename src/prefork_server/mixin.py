@@ -108,7 +108,9 @@ class PreforkMixIn(_Base):
         if no worker gets ready.
         """
         try:
-            self._prefork_launch().run()
+            # Settings that cannot be end it, too, for whoever waits for it in another thread.
+            with self._prefork_remote.running():
+                self._prefork_launch().run()
         finally:
             if self._prefork_terms:
                 self.socket.close()  # handle_request() would serve it in plain text

@@ -1,23 +1,25 @@
 """A real server inside a test: real forks, real sockets, and proof that nobody is left."""
 
+import io
 import logging
 import os
 import random
 import select
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from .forks import drop, forking, keep_from_forks
 from .listeners import parse
-from .logfiles import logger_named
+from .logfiles import lent, logger_named
 from .mixin import PreforkMixIn
 from .preforker import Preforker
 
 _SOON = 5.0  # seconds for what a stopped server leaves, to be gone, too
+_MIB = 1 << 20
 
 
 @contextmanager
@@ -39,48 +41,79 @@ def serving(
 
     Raises what ``serve_forever()`` or ``run()`` raised, and ``AssertionError`` if the
     server does not get ready or does not stop, or if a process that it forked is still
-    there (it is killed then). Whatever is raised, within or by this, has the server's log
-    as a note, which tracebacks show.
+    there; all of these are killed. Of several errors the first is raised, one of the block
+    before all, and has the others as notes, which tracebacks show. The last note is the
+    log of the server, its last MiB.
     """
     if kill_a_worker_every is not None and not kill_a_worker_every > 0:
         raise ValueError(f"kill_a_worker_every is seconds above 0, not {kill_a_worker_every!r}")
-    run = server.run if isinstance(server, Preforker) else server.serve_forever
-    ended: list[BaseException] = []
+    run = _Run(server)
+    with (
+        _log_noted(server),
+        _nobody_left(run.thread),
+        _afterwards(lambda: run.stop(timeout)),
+    ):
+        run.start(timeout)
+        every = kill_a_worker_every
+        with _killing(run.thread, every) if every else nullcontext():
+            yield _address(server)
 
-    def serve() -> None:
-        try:
-            run()
-        except BaseException as error:
-            ended.append(error)
 
-    thread = threading.Thread(target=serve, name="master", daemon=True)
-    with _log_kept(server) as log:
+@contextmanager
+def _afterwards(look: Callable[[], BaseException | None]) -> Iterator[None]:
+    """Whatever happens within, look afterwards what else is wrong. What was first is raised."""
+    try:
+        yield
+    except BaseException as error:
+        wrong = look()
+        if wrong and wrong is not error:
+            error.add_note(f"And then: {wrong!r}")
+        raise
+    if wrong := look():
+        raise wrong
+
+
+class _Run:
+    """One run of a server, in a thread of its own."""
+
+    def __init__(self, server: Preforker | PreforkMixIn) -> None:
+        self._server = server
+        self._ended: list[BaseException] = []
+        # Not wait_ready() alone: of a Preforker that ran before it would tell of that run.
+        self._settled = threading.Event()
+        remote = server._remote if isinstance(server, Preforker) else server._prefork_remote
+        remote.when_ready = self._settled.set
+        self.thread = threading.Thread(target=self._serve, name="master", daemon=True)
+
+    def _serve(self) -> None:
+        server = self._server
         try:
-            with _nobody_left():
-                thread.start()
-                try:
-                    end = time.monotonic() + timeout
-                    if not server.wait_ready(timeout):
-                        if time.monotonic() < end:  # it has ended, and its thread is about to
-                            thread.join(timeout)
-                            raise ended[0] if ended else AssertionError("it served nobody")
-                        raise AssertionError(f"the server is not ready after {timeout:g} s")
-                    every = kill_a_worker_every
-                    with _killing(thread, every) if every else nullcontext():
-                        yield _address(server)
-                finally:
-                    # shutdown() would wait for ever for one that does not stop.
-                    threading.Thread(target=server.shutdown, daemon=True).start()
-                    thread.join(timeout)
-                    if isinstance(server, PreforkMixIn):
-                        server.server_close()
-                if thread.is_alive():
-                    raise AssertionError(f"the server did not stop within {timeout:g} s")
-                if ended:
-                    raise ended[0]
+            server.run() if isinstance(server, Preforker) else server.serve_forever()
         except BaseException as error:
-            error.add_note(f"The log of the server:\n{log()}")
-            raise
+            self._ended.append(error)
+        finally:
+            self._settled.set()
+
+    def start(self, timeout: float) -> None:
+        """Returns when it is ready; raises why it is not."""
+        self.thread.start()
+        if not self._settled.wait(timeout):
+            raise AssertionError(f"the server is not ready after {timeout:g} s")
+        if not self._server.wait_ready(0):  # it has ended, and its thread is about to
+            self.thread.join(timeout)
+            raise self._ended[0] if self._ended else AssertionError("it served nobody")
+
+    def stop(self, timeout: float) -> BaseException | None:
+        """What went wrong, in the end or before."""
+        if self.thread.is_alive():
+            # shutdown() would wait for ever for one that does not stop.
+            threading.Thread(target=self._server.shutdown, daemon=True).start()
+            self.thread.join(timeout)
+        if isinstance(self._server, PreforkMixIn):
+            self._server.server_close()
+        if self.thread.is_alive():
+            return AssertionError(f"the server did not stop within {timeout:g} s")
+        return self._ended[0] if self._ended else None
 
 
 def _address(server: Preforker | PreforkMixIn) -> Any:
@@ -90,40 +123,69 @@ def _address(server: Preforker | PreforkMixIn) -> Any:
 
 
 @contextmanager
-def _log_kept(server: Preforker | PreforkMixIn) -> Iterator[Callable[[], str]]:
-    """What the master and all workers log meanwhile; nothing of it goes to stderr."""
+def _log_noted(server: Preforker | PreforkMixIn) -> Iterator[None]:
+    """What is raised within is noted what the master and all workers logged meanwhile."""
     logger = server.logger if isinstance(server, Preforker) else logger_named(None)
-    level = logger.level
     with open(os.memfd_create("log"), "w+", encoding="utf-8", errors="replace") as file:
-        handler = logging.StreamHandler(file)
+        handler: logging.StreamHandler[Any] = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(level or logging.INFO)
         try:
-            # From the start, and not by our offset, which is the one where workers write.
-            yield lambda: os.pread(file.fileno(), 1 << 20, 0).decode("utf-8", "replace")
+            with lent(logger, handler):
+                yield
+        except BaseException as error:
+            error.add_note(f"The log of the server:\n{_end_of(file.fileno())}")
+            raise
         finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
+            # The thread of another server may have found it just before it was taken away.
+            handler.setStream(io.StringIO())
+
+
+def _end_of(fd: int) -> str:
+    """The last MiB of a file, by an offset of its own: the descriptor's is where workers write."""
+    before = max(0, os.fstat(fd).st_size - _MIB)
+    cut = f"[{before} bytes before this are left out]\n" if before else ""
+    return cut + os.pread(fd, _MIB, before).decode("utf-8", "replace")
 
 
 @contextmanager
-def _nobody_left() -> Iterator[None]:
-    """Every process forked within inherits a pipe, whose end says that they are gone."""
-    reader, writer = os.pipe()
+def _nobody_left(master: threading.Thread) -> Iterator[None]:
+    """What the master forks within inherits a pipe, whose end says that all of it is gone.
+
+    Nobody else does: neither what the test forks, nor the workers of another server.
+    """
+    with forking:
+        reader, writer = os.pipe()
+        keep_from_forks(reader)
+        keep_from_forks(writer, but=master)
+
+    def look() -> AssertionError | None:
+        drop(writer)
+        end = select.poll()  # select() knows no descriptor above 1023
+        end.register(reader, 0)  # POLLHUP is always told
+        # A server that did not stop has had its time, and its workers with it.
+        if end.poll(0 if master.is_alive() else _SOON * 1000):
+            return None
+        left: dict[int, str] = {}
+        for _ in range(3):  # whoever is forked meanwhile is found the next time
+            left |= _killed(_holders(os.readlink(f"/proc/self/fd/{reader}")))
+            if end.poll(1000):
+                break
+        master.join(_SOON)  # it waited for those, perhaps
+        return AssertionError(f"still there, now killed: {left}")
+
     try:
-        try:
+        with _afterwards(look):
             yield
-        finally:
-            os.close(writer)
-        if not select.select([reader], [], [], _SOON)[0]:
-            left = {pid: _command(pid) for pid in _holders(os.readlink(f"/proc/self/fd/{reader}"))}
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            raise AssertionError(f"still there {_SOON:g} s after the stop, now killed: {left}")
     finally:
-        os.close(reader)
+        drop(reader)
+
+
+def _killed(pids: Iterable[int]) -> dict[int, str]:
+    commands = {pid: _command(pid) for pid in pids}
+    for pid in commands:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return commands
 
 
 def _holders(pipe: str) -> Iterator[int]:
