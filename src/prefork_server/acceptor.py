@@ -23,8 +23,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from .connection import Connection, Vigil
+from .connection import Connection
 from .scoreboard import NEVER, SECOND
+from .vigil import Vigil
 
 _LONG_NS = SECOND // 200  # after so long with one client, queue up behind the idle workers
 _COURTESY_NS = SECOND // 1000  # after one that is kept: time enough for a sibling to wake up
@@ -138,6 +139,10 @@ class Acceptor:
         if self._turns:
             return self._turns.popleft()
         events = self._epoll.poll(self._nap(seconds, time.monotonic_ns()))
+        if len(events) == 1 and not self._turns:
+            guest = self._guests.pop(events[0][0], None)
+            if guest:
+                return guest
         ready = [fd for fd, _ in events if self._is_listener(fd)]
         if ready:
             if len(ready) > 1:
@@ -154,6 +159,8 @@ class Acceptor:
     def _nap(self, seconds: float, now_ns: int) -> float:
         """How long to sleep, ``seconds`` at most."""
         until_ns = self._soonest_ns
+        if not (self._next_turns or self._resting_until_ns) and now_ns < until_ns:
+            return min(seconds, (until_ns - now_ns) / SECOND)
         if self._resting_until_ns:
             if self._resting_until_ns <= now_ns:
                 self._resting_until_ns = 0

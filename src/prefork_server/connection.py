@@ -5,7 +5,7 @@ wants it to go, and that it is the client who is slow. So every operation first
 tries without waiting. Where it has to wait, it does so in slices, each with a
 sign of life, until the client has been silent for longer than ``timeout``.
 
-It knows no scoreboard and no signal: a ``Vigil`` is all it is given of the worker.
+How it waits is in ``vigil``.
 """
 
 import os
@@ -17,14 +17,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from .vigil import Vigil, Waiting
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    _Socket = socket.socket
-else:
-    _Socket = object
 
-_FAREWELL = 1.0  # seconds a retiring worker waits for a client that has asked for nothing
 _BLINK = 0.02  # seconds between two tries where the kernel cannot say when there is room
 _CHUNK = 1 << 20  # bytes of a file per system call
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -53,96 +51,6 @@ def _sendto(sock: socket.socket, data: "ReadableBuffer", address: Any, flags: in
 _BY_CLIENT = (ConnectionError, TimeoutError, FileNotFoundError)
 
 
-class Vigil:
-    """What waiting means in this worker: one for all its connections.
-
-    ``beat`` gives a sign of life, ``is_over`` says whether the worker is to go,
-    ``bell`` is a descriptor that is readable when it may have become so,
-    ``hush`` silences that, ``pause`` is the length of a slice in seconds.
-    """
-
-    __slots__ = ("beat", "bell", "hush", "is_over", "pause")
-
-    def __init__(
-        self,
-        beat: Callable[[], None],
-        is_over: Callable[[], bool],
-        bell: int,
-        hush: Callable[[], None],
-        pause: float,
-    ) -> None:
-        self.beat: Callable[[], None] = beat
-        self.is_over: Callable[[], bool] = is_over
-        self.bell: int = bell
-        self.hush: Callable[[], None] = hush
-        self.pause: float = pause
-
-
-class Waiting(_Socket):
-    """Waiting for a client by the rules of a ``Vigil``: what all our connections share."""
-
-    __slots__ = ()
-
-    _asked: bool  # whether the client spoke last
-    _patience: float | None
-    _vigil: Vigil
-
-    def settimeout(self, value: float | None, /) -> None:
-        if value is not None and not value >= 0:
-            raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {value!r}")
-        self._patience = None if value is None else float(value)
-
-    def gettimeout(self) -> float | None:
-        return self._patience
-
-    @property
-    def timeout(self) -> float | None:
-        return self._patience
-
-    def setblocking(self, flag: bool, /) -> None:
-        self.settimeout(None if flag else 0)
-
-    def getblocking(self) -> bool:
-        return self._patience != 0
-
-    def __getstate__(self) -> object:
-        raise TypeError("cannot pickle a connection")
-
-    def _wait(self, event: int, reading: bool, last: float | None = None) -> bool:
-        """Wait until the socket may be used, at the latest until ``last``, if that is not
-        one patience from now. False: the worker is to go, and nothing came."""
-        vigil = self._vigil
-        fd = self.fileno()
-        poll = select.poll()
-        poll.register(fd, event)
-        poll.register(vigil.bell, select.POLLIN)
-        over = False
-        now = time.monotonic()
-        if last is None:
-            last = self._last(now)
-        while True:
-            vigil.beat()
-            if not over and vigil.is_over():
-                over = True
-                poll.unregister(vigil.bell)  # it has nothing more to say, and may ring on
-                if reading and not self._asked:
-                    last = min(last, now + _FAREWELL)
-            pause = max(0.0, min(vigil.pause, last - now))
-            ready = [found for found, _ in poll.poll(pause * 1000)]
-            if fd in ready:
-                return True
-            now = time.monotonic()
-            if now >= last:
-                if over and reading and not self._asked:
-                    return False
-                raise TimeoutError("timed out")
-            if ready:
-                vigil.hush()
-
-    def _last(self, now: float) -> float:
-        return float("inf") if self._patience is None else now + self._patience
-
-
 class Connection(Waiting, socket.socket):
     """A connected stream socket; all of the ``socket`` API, with other waiting.
 
@@ -161,7 +69,7 @@ class Connection(Waiting, socket.socket):
     that spoke last has begun to ask, and is waited for as before.
     """
 
-    __slots__ = ("_asked", "_hasty", "_patience", "_vigil")
+    __slots__ = ("_allowance", "_asked", "_hasty", "_patience", "_vigil")
 
     def __init__(
         self, family: int, kind: int, proto: int, fileno: int, vigil: Vigil, patience: float | None
@@ -173,6 +81,7 @@ class Connection(Waiting, socket.socket):
         self._vigil = vigil
         self._patience = patience
         self._asked = False
+        self._allowance = float("inf")
         self._hasty = 0  # the thread that never waits to read
 
     # Reading
@@ -236,6 +145,18 @@ class Connection(Waiting, socket.socket):
 
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
         sent: int = self._write(_send, flags, self, data)
+        return sent
+
+    def send_now(self, data: "ReadableBuffer") -> int:
+        """As many bytes as there is room for; 0 if for none. It never waits."""
+        try:
+            sent = _send(self, data, _NO_SIGPIPE)
+        except BlockingIOError:
+            return 0
+        except _BY_CLIENT as failure:
+            failure.by_client = True  # type: ignore[union-attr]
+            raise
+        self._asked = False
         return sent
 
     def sendall(self, data: "ReadableBuffer", flags: int = 0, /) -> None:

@@ -11,7 +11,7 @@ import warnings
 
 _ours: dict[int, threading.Thread | None] = {}
 
-forking = threading.RLock()
+forking: "threading.RLock" = threading.RLock()
 """Held by every fork. Whoever holds it can make a descriptor and keep it from forks, and no
 other thread forks in between."""
 

@@ -79,7 +79,7 @@ class Launch:
         launch = replace(self, settings=settle(self.settings, {}, **defaults), daemon=True)
 
         def serve(ready: Callable[..., None]) -> None:
-            self.remote.when_ready = ready
+            self.remote.when_ready = lambda addresses: ready(*addresses)
             launch.run()
 
         fill_standard_descriptors()

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .acceptor import ENTRANCE, Acceptor
-from .connection import Waiting
 from .handle import MasterHandle
 from .settings import Settings
+from .vigil import Waiting
 
 _Taken = tuple[Any, Any] | None  # request and peer, as get_request() returns them
 

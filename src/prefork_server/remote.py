@@ -16,7 +16,7 @@ class Remote:
     def __init__(self) -> None:
         self.stop_asked: bool = False
         self.addresses: Sequence[str] = ()
-        self.when_ready: Callable[..., object] = nothing
+        self.when_ready: Callable[[Sequence[str]], object] = nothing
         self._settled = threading.Event()
         self._over = threading.Event()
         self._ready = False
@@ -95,4 +95,4 @@ class Remote:
         self.addresses = addresses
         self._ready = True
         self._settled.set()
-        self.when_ready(*addresses)
+        self.when_ready(addresses)

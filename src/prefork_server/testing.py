@@ -82,7 +82,7 @@ class _Run:
         # Not wait_ready() alone: of a Preforker that ran before it would tell of that run.
         self._settled = threading.Event()
         remote = server._remote if isinstance(server, Preforker) else server._prefork_remote
-        remote.when_ready = self._settled.set
+        remote.when_ready = lambda _: self._settled.set()
         self.thread = threading.Thread(target=self._serve, name="master", daemon=True)
 
     def _serve(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .connection import Vigil, Waiting
+from .vigil import Vigil, Waiting
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -117,6 +117,7 @@ def adopt(sock: Any, vigil: Vigil, patience: float | None) -> ssl.SSLSocket:
         sock.setblocking(False)
         sock.__class__ = TLSConnection
         vars(sock).update(_vigil=vigil, _patience=patience, _asked=False)
+        sock.allow(float("inf"))  # type: ignore[attr-defined]
     return sock  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,10 @@
-"""HTTP/1.1 on the prefork core: what is on the wire, and who answers it.
+"""HTTP for prefork servers: the API of ``http.server``, strict, fast, and safe with slow clients.
 
-The core never imports this package; a server that speaks another protocol loads nothing of it.
+The core never imports it.
 """
+
+from .handler import HTTPRequestHandler
+from .server import PreforkHTTPServer
+from .wire import Limits
+
+__all__ = ["HTTPRequestHandler", "Limits", "PreforkHTTPServer"]

@@ -30,6 +30,7 @@ from .grammar import (
 )
 
 __all__ = [
+    "LIMITS",
     "Chunks",
     "Limits",
     "Reject",
@@ -62,6 +63,12 @@ _plain = re.compile(
 _any_form = re.compile(
     rf"([{UPPER}]{{1,32}}+) ([!-~]++) HTTP/1\.([01])\r\n((?:[^\r]++\r\n)*)\r\n"
 ).fullmatch
+
+_SMALL: Final = min(LIMITS.line, LIMITS.field)  # within it _plain has seen to all of them
+# Those fields that say something of the connection, or of where the message ends.
+_telling = re.compile(
+    r"\n(host|connection|content-length|transfer-encoding|expect):[ \t]*+([^\r]*+)"
+).findall
 
 _upper = re.compile(rf"[{UPPER}]{{1,32}}+".encode()).match
 _is_token = re.compile(rf"[{TOKEN}]++").fullmatch
@@ -230,14 +237,7 @@ def read_head(head: bytes, limits: Limits = LIMITS) -> Request:
     """What the head says, which is what ``find_head`` has measured; or ``Reject``."""
     text = str(head, "latin-1")
     found = _plain(text)
-    size, (line, field, fields, most, body, _) = len(text), limits
-    if (
-        found is None
-        or size > line  # no line can be longer than all of them
-        or size > field
-        or size > most
-        or (fields < _MANY and text.count("\n") - 2 > fields)
-    ):
+    if found is None or ((len(text) > _SMALL or limits is not LIMITS) and _exceeds(text, limits)):
         text, found = _read_by_line(head, limits)
     request = Request()
     request.method, target, minor = found.group(1, 2, 3)
@@ -245,23 +245,55 @@ def read_head(head: bytes, limits: Limits = LIMITS) -> Request:
     request._text = text
     request._lower = lower = text.lower()
     request._start, request._end = found.span(4)
-    late = minor == "1"
-    request.version = (1, 1) if late else (1, 0)
-    host = _host_of(lower, late)
+    request.keep_alive, request.version = (True, (1, 1)) if minor == "1" else (False, (1, 0))
+    request.length, request.chunked, request.expects_continue = 0, False, False
+    telling = _telling(lower)
+    if len(telling) == 1 and telling[0][0] == "host":
+        host: str | None = _host_of(telling[0][1])
+    else:
+        host = _heed(request, telling, limits)
     if target[0] != "/" and target != "*":
         request.path = _path_of(target, host)
-    request.keep_alive = late
-    at = lower.find("\nconnection:")
-    if at > 0:
-        request.keep_alive = _keeps(lower, at, late)
-    request.length, request.chunked, request.expects_continue = 0, False, False
-    if "\ncontent-length:" in lower or "\ntransfer-encoding:" in lower:
-        _frame(request, lower, body)
-    if late and "\nexpect:" in lower:
-        if _values(lower, lower, "\nexpect:") != ["100-continue"]:
+    return request
+
+
+def _exceeds(text: str, limits: Limits) -> bool:
+    size = len(text)  # no line can be longer than all of them
+    line, field, fields, head, _, _ = limits
+    return size > line or size > field or size > head or text.count("\n") - 2 > fields
+
+
+def _heed(request: Request, telling: list[tuple[str, str]], limits: Limits) -> str | None:
+    """What the fields say of the connection and the body. Returns the host."""
+    said = dict(telling)
+    if len(said) < len(telling):
+        said = _joined(telling)
+    late = request.version == (1, 1)
+    host = _host_of(said["host"]) if "host" in said else None
+    if late and host is None:
+        raise Reject(400, "A request of HTTP/1.1 must have a Host field.")
+    if "connection" in said:
+        request.keep_alive = _keeps(said["connection"].rstrip(" \t"), late)
+    length, coding = said.get("content-length"), said.get("transfer-encoding")
+    if coding is not None:
+        _check_coding(coding.rstrip(" \t"), late, length is not None)
+        request.length, request.chunked = None, True
+    elif length is not None:
+        request.length = _length(length.rstrip(" \t"), limits.body)
+    if late and "expect" in said:
+        if said["expect"].rstrip(" \t") != "100-continue":
             raise Reject(417, "Nothing can be expected but 100-continue.")
         request.expects_continue = request.length != 0
-    return request
+    return host
+
+
+def _joined(telling: list[tuple[str, str]]) -> dict[str, str]:
+    """Lines of one name are one list. Of Host and Content-Length none is allowed, and a comma
+    stands in none of their values."""
+    said: dict[str, str] = {}
+    for name, value in telling:
+        said[name] = f"{said[name]},{value}" if name in said else value
+    return said
 
 
 def _read_by_line(head: bytes, limits: Limits) -> tuple[str, re.Match[str]]:
@@ -274,21 +306,15 @@ def _read_by_line(head: bytes, limits: Limits) -> tuple[str, re.Match[str]]:
     return text, found
 
 
-def _host_of(lower: str, required: bool) -> str | None:
-    at = lower.find("\nhost:")
-    if at < 0:
-        if required:
-            raise Reject(400, "A request of HTTP/1.1 must have a Host field.")
-        return None
-    host = lower[at + 6 : lower.find("\r", at)].strip(" \t")
+@lru_cache(256)  # nearly all requests of a server name the same few hosts
+def _host_of(value: str) -> str:
+    """The host and port of a Host field, in lower case, and checked."""
+    host = value.rstrip(" \t")
     if host:  # a target without a host has an empty Host, says RFC 9112 3.2
         _check_host(host)
-    if lower.find("\nhost:", at + 6) > 0:
-        raise Reject(400, "There is more than one Host field.")
     return host
 
 
-@lru_cache(256)  # nearly all requests of a server name the same few hosts
 def _check_host(host: str) -> None:
     """Of the host and port, in lower case, as they stand in Host or in a target."""
     found = _host(host)
@@ -318,11 +344,8 @@ def _path_of(target: str, host: str | None) -> str:
     return path if path.startswith("/") else "/" + path
 
 
-def _keeps(lower: str, at: int, late: bool) -> bool:
-    value = lower[at + 12 : lower.find("\r", at)]
-    if lower.find("\nconnection:", at + 12) > 0:
-        value = ",".join(_values(lower, lower, "\nconnection:"))
-    elif value == " keep-alive":  # what browsers send
+def _keeps(value: str, late: bool) -> bool:
+    if value == "keep-alive":  # what browsers send
         return True
     options = {option.strip(" \t") for option in value.split(",")}
     if "close" in options or "upgrade" in options:
@@ -330,23 +353,9 @@ def _keeps(lower: str, at: int, late: bool) -> bool:
     return late or "keep-alive" in options
 
 
-def _frame(request: Request, lower: str, most: int) -> None:
-    lengths = _values(lower, lower, "\ncontent-length:")
-    if "\ntransfer-encoding:" not in lower:
-        request.length = _length(lengths, most)
-        return
-    if lengths:
-        raise Reject(400, "Transfer-Encoding and Content-Length exclude each other.")
-    if request.version == (1, 0):
-        raise Reject(400, "HTTP/1.0 has no Transfer-Encoding.")
-    _check_codings(",".join(_values(lower, lower, "\ntransfer-encoding:")))
-    request.length, request.chunked = None, True
-
-
-def _length(values: list[str], most: int) -> int:
-    value = values[0]
+def _length(value: str, most: int) -> int:
     # 18 digits are less than 2**63, so nobody's integer overflows.
-    if len(values) > 1 or not (value.isascii() and value.isdigit() and len(value) <= 18):
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
         raise Reject(400, "The Content-Length is not one number.")
     length = int(value)
     if length > most:
@@ -354,7 +363,11 @@ def _length(values: list[str], most: int) -> int:
     return length
 
 
-def _check_codings(value: str) -> None:
+def _check_coding(value: str, late: bool, has_length: bool) -> None:
+    if has_length:
+        raise Reject(400, "Transfer-Encoding and Content-Length exclude each other.")
+    if not late:
+        raise Reject(400, "HTTP/1.0 has no Transfer-Encoding.")
     if value == "chunked":
         return
     codings = [coding.strip(" \t") for coding in value.split(",")]

@@ -1,0 +1,400 @@
+"""A handler with the API of ``http.server``'s: strict, fast, and safe with slow clients.
+
+It runs in any ``socketserver`` server. How a connection is kept without a worker between two
+requests is the business of ``visit``.
+"""
+
+import os
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from io import BufferedReader, BytesIO
+from typing import Any
+
+from ..vigil import Waiting
+from .heads import beginnings, field, status_line
+from .reply import COUNTED, Reply
+from .stream import Body, Stream, linger
+from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
+
+_ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CLOSE, _KEEP = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
+_NO_PHRASE = ("",)
+_PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
+
+
+class HTTPRequestHandler(BaseHTTPRequestHandler):
+    """``BaseHTTPRequestHandler`` for use in production: write ``do_GET()`` and all as for that.
+
+    What it does otherwise: HTTP/1.1 with connections that are kept; only what is a request
+    by RFC 9112 arrives at ``do_GET()``, all else is refused with a 4xx or 5xx, and closed.
+    ``rfile`` ends where the body ends, also of one in chunks. Head and body of an answer
+    leave in one piece; without a Content-Length the body goes in chunks. What cannot stand in
+    a head raises ValueError in ``send_header()``. An error in ``do_GET()`` is answered with a
+    500, if nothing has left yet. Requests are logged if ``logs_requests`` says so.
+
+    The limits are class attributes. Times are seconds of waiting for the client:
+    ``head_timeout`` for a head from its first byte; ``body_timeout`` for all of a body, and a
+    second more per ``minimum_rate`` bytes; ``write_timeout`` until it takes more of an answer;
+    ``keep_alive_timeout`` between two requests. After ``max_requests`` a connection is closed.
+
+    Whoever puts files of his own in the place of ``rfile`` and ``wfile`` has the standard
+    library's handler: that is what most methods look at first.
+    """
+
+    protocol_version: str = "HTTP/1.1"
+    server_version: str = "prefork_server"
+    sys_version: str = ""  # which version it is helps only those who look for a hole
+    limits: Limits = LIMITS
+    head_timeout: float = 10.0
+    body_timeout: float = 30.0
+    write_timeout: float = 30.0
+    keep_alive_timeout: float = 5.0
+    minimum_rate: float = 500  # bytes a second
+    max_requests: int = 1000
+    logs_requests: bool = False
+
+    wfile: Any
+    command: str
+    path: str
+    request_version: str
+    connection: Any
+    close_connection: bool
+    target: str  # as it was sent; ``path`` never begins with two slashes
+    lingers: bool  # whether bytes that nobody read may be on their way at the end
+    _request: Request
+
+    def setup(self) -> None:
+        connection = self.connection = self.request
+        if self.timeout is not None:
+            connection.settimeout(self.timeout)
+        self._stream = Stream(connection, self.minimum_rate)
+        self.wfile = self._reply = Reply(connection, self.write_timeout)
+        self._body: Body | None = None
+        self._made_file: Any = None
+        self._made_line: str | None = None
+        self._made_headers: Any = None
+        self._served = 0
+        self._is_over = connection.is_over if isinstance(connection, Waiting) else lambda: False
+        kind = type(self)
+        self._logs = self.logs_requests or kind.log_request is not HTTPRequestHandler.log_request
+        self._plain = kind.send_response_only is HTTPRequestHandler.send_response_only
+        self.close_connection = True
+        self.lingers = False
+        self.command, self.path, self.requestline = "", "", ""  # until there was a request
+        self.request_version = self.protocol_version
+
+    # One request
+
+    def handle_one_request(self) -> None:
+        """Wait for one request, and answer it; ``close_connection``: it was the last one."""
+        if self.wfile is not self._reply:
+            super().handle_one_request()
+            return
+        self.close_connection = True
+        stream = self._stream
+        stream.allow(self.keep_alive_timeout if self._served else self.head_timeout)
+        try:
+            while not (end := find_head(stream.buffer, self.limits, stream.seen)):
+                begun = stream.seen = len(stream.buffer)
+                if not stream.fill():
+                    return
+                if not begun:
+                    stream.allow(self.head_timeout)
+        except TimeoutError:
+            self.refuse_slow_head()
+        except Reject as fault:
+            self.refuse(fault)
+        else:
+            self.serve_request(stream.take(end))
+            while not self.close_connection and self.skip_now() is None and stream.fill():
+                pass
+
+    def serve_request(self, head: bytes) -> None:
+        """Answer the request with this head."""
+        self._served += 1
+        reply = self._reply
+        reply.reset()
+        self._made_file = self._made_line = self._made_headers = self._body = None
+        try:
+            self._request = read_head(head, self.limits)
+            if self.parse_request():
+                self.dispatch()
+            if reply.mode != COUNTED or reply.pending or reply.left or reply.excess or self._body:
+                self._end(reply)
+        except Reject as fault:
+            self.refuse(fault)
+        except Exception as error:  # user code
+            self.close_connection = True
+            if not (reply.begun or getattr(error, "by_client", False)):
+                self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
+            raise
+
+    def parse_request(self) -> bool:
+        """Set ``command``, ``path`` and the others from the request; False: it was answered."""
+        if self.wfile is not self._reply:
+            return super().parse_request()
+        request = self._request
+        self.command = request.method
+        self.target = request.target
+        path = request.path
+        if path.startswith("//"):  # in a Location of a handler it would name another host
+            path = "/" + path.lstrip("/")
+        self.path = path
+        self.request_version = "HTTP/1.1" if request.version == (1, 1) else "HTTP/1.0"
+        self.close_connection = not request.keep_alive or self.protocol_version < "HTTP/1.1"
+        return request.length == 0 or self._expect_body(request)
+
+    def _expect_body(self, request: Request) -> bool:
+        length, stream = request.length, self._stream
+        if length is not None and length <= len(stream.buffer):
+            self.rfile = BytesIO(stream.take(length))
+        else:
+            self._body = Body(stream, length, self.limits, self.body_timeout, self._go_on)
+            self.rfile = BufferedReader(self._body, 65536)
+        own = type(self).handle_expect_100 is not HTTPRequestHandler.handle_expect_100
+        return self.handle_expect_100() if request.expects_continue and own else True
+
+    def handle_expect_100(self) -> bool:
+        """Whether the body is welcome. Override it to refuse: send an answer, return False.
+
+        The client is told to go on when the body is first read, and not before.
+        """
+        return True if self.wfile is self._reply else super().handle_expect_100()
+
+    def _go_on(self) -> None:
+        if self._request.expects_continue and not self._stream.buffer and not self._reply.begun:
+            self._reply.interim(_CONTINUE)
+
+    def dispatch(self) -> None:
+        """Call ``do_GET()``, or whatever it is."""
+        method = getattr(self, f"do_{self.command}", None)
+        if method is None:
+            self.send_error(HTTPStatus.NOT_IMPLEMENTED, "Unsupported method")
+        else:
+            method()
+
+    def _end(self, reply: Reply) -> None:
+        """After the answer: finish it."""
+        if reply.lines and not reply.pending:
+            self.end_headers()
+        if not (reply.pending or reply.begun):
+            if self.close_connection:
+                return  # it has spoken by itself, or does not want to
+            self.log_error("%s answered nothing", type(self).__name__)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+        if not reply.end():
+            self.close_connection = True
+            self.log_error("the answer is %d bytes shorter than its Content-Length", reply.left)
+        if reply.excess:
+            self.close_connection = self.close_connection or reply.mode == COUNTED
+            self.log_error("what was written of the answer beyond its end was dropped")
+        if self.close_connection and self._body and not self._body.finished:
+            self.lingers = True
+
+    def skip_now(self) -> bool | None:
+        """Skip what nobody read of the body, as far as it has come. True: that was all of it;
+        None: more is to come. If it is too much, or will not come, the connection ends."""
+        if self._body is None or self.close_connection:
+            return True
+        try:
+            skipped = self._body.discard_now(_ENOUGH)
+        except Reject:
+            skipped = False
+        if skipped is not None:
+            self._body = None
+        if skipped is False:
+            self.close_connection = self.lingers = True
+        return skipped
+
+    # What has been asked, made when it is first asked for
+
+    @property
+    def rfile(self) -> Any:
+        """The body of the request: it ends where that ends."""
+        if self._made_file is None:
+            self._made_file = BytesIO()
+        return self._made_file
+
+    @rfile.setter
+    def rfile(self, file: Any) -> None:
+        self._made_file = file
+
+    @property
+    def requestline(self) -> str:
+        if self._made_line is None:
+            request = self._request
+            self._made_line = f"{request.method} {request.target} {self.request_version}"
+        return self._made_line
+
+    @requestline.setter
+    def requestline(self, line: str) -> None:
+        self._made_line = line
+
+    @property
+    def headers(self) -> Any:
+        """An ``email.message.Message``."""
+        if self._made_headers is None:
+            message = self.MessageClass()
+            for name, value in self._request.fields:
+                message.set_raw(name, value)
+            self._made_headers = message
+        return self._made_headers
+
+    @headers.setter
+    def headers(self, headers: Any) -> None:
+        self._made_headers = headers
+
+    # The answer
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        if self._logs:
+            self.log_request(code)
+        reply = self._reply
+        if message is None and self._plain and self.wfile is reply:
+            now = time.time()
+            if now >= beginnings.until:
+                beginnings.renew(now)
+            key = type(self), self.protocol_version, code
+            reply.status = code
+            reply.lines.append(beginnings.get(key) or self._make_beginning(key, now))
+        else:
+            self.send_response_only(code, message)
+            self.send_header("Server", self.version_string())
+            self.send_header("Date", self.date_time_string())
+
+    def _make_beginning(self, key: tuple[type, str, int], now: float) -> bytes:
+        _, version, code = key
+        start = status_line(version, code, self.responses.get(code, _NO_PHRASE)[0])
+        server, _, _ = field("Server", self.version_string())
+        date, _, _ = field("Date", self.date_time_string(now))
+        beginnings[key] = beginning = start + server + date
+        return beginning
+
+    def send_response_only(self, code: int, message: str | None = None) -> None:
+        reply = self._reply
+        if self.wfile is not reply:
+            super().send_response_only(code, message)
+            return
+        if message is None:
+            message = self.responses.get(code, _NO_PHRASE)[0]
+        reply.status = int(code)
+        reply.lines.append(status_line(self.protocol_version, code, message))
+
+    def send_header(self, keyword: str, value: str) -> None:
+        """Add a field. Raises ValueError for what no field can hold."""
+        reply = self._reply
+        if self.wfile is not reply:
+            super().send_header(keyword, value)
+            return
+        line, length, framing = field(keyword, value if type(value) is str else str(value))
+        if framing:
+            self._frame(framing, length, str(value))
+        reply.lines.append(line)
+
+    def _frame(self, name: str, length: int, text: str) -> None:
+        reply = self._reply
+        if name == "connection":
+            reply.said_connection = True
+            options = text.lower()
+            self.close_connection = "close" in options or (
+                self.close_connection and "keep-alive" not in options
+            )
+        elif reply.raw or reply.length is not None:
+            raise ValueError(f"there is one way to say how long a body is, and {name} is another")
+        elif name == "transfer-encoding":
+            reply.raw = True  # whoever says it does it
+        else:
+            reply.length = length
+
+    def end_headers(self) -> None:
+        """The head is complete. It leaves with the first of the body, or at the end."""
+        reply = self._reply
+        if self.wfile is not reply:
+            super().end_headers()
+            return
+        if reply.length is not None and reply.status not in _PECULIAR and self.command != "HEAD":
+            reply.mode, reply.left = COUNTED, reply.length
+        elif not self._choose_mode(reply):
+            return
+        if not self.close_connection and self._is_last():
+            self.close_connection = True
+        if not reply.said_connection:
+            if self.close_connection:
+                reply.lines.append(_CLOSE)
+            elif self.request_version == "HTTP/1.0":
+                reply.lines.append(_KEEP)
+        reply.pending = True
+
+    def _choose_mode(self, reply: Reply) -> bool:
+        """How the body goes, where that is not plain. False: no final answer has begun."""
+        status = reply.status
+        if status == HTTPStatus.SWITCHING_PROTOCOLS:
+            # What is spoken now has an end, and limits, of its own.
+            self.close_connection = reply.said_connection = True
+            self._stream.allow(float("inf"))
+        elif 100 <= status < 200:
+            reply.interim(b"".join((*reply.lines, b"\r\n")))
+            reply.reset()
+            return False
+        else:
+            old = self.request_version == "HTTP/1.0" or self.protocol_version < "HTTP/1.1"
+            if reply.frame(status, self.command == "HEAD", old):
+                self.close_connection = True
+        return True
+
+    def _is_last(self) -> bool:
+        """Whether the connection ends with this answer, though the client would go on."""
+        body = self._body
+        if body and not body.finished:
+            waits = self._request.expects_continue and not body.started
+            if waits or body.left is None or body.left > _ENOUGH:
+                return True
+        return self._served >= self.max_requests or self._is_over()
+
+    def flush_headers(self) -> None:
+        if self.wfile is not self._reply:
+            super().flush_headers()
+
+    def version_string(self) -> str:
+        return f"{self.server_version} {self.sys_version}".rstrip()
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        """Of ``SimpleHTTPRequestHandler``: a real file goes by ``os.sendfile``."""
+        try:
+            size, at = os.fstat(source.fileno()).st_size, source.tell()
+        except (AttributeError, OSError):
+            super().copyfile(source, outputfile)  # type: ignore[misc]
+        else:
+            self._reply.sendfile(source, at, max(0, size - at))
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Called for each answer; by itself it logs if ``logs_requests`` says so."""
+        if self.logs_requests or self.wfile is not self._reply:
+            super().log_request(code, size)
+
+    # Where there is no request to answer
+
+    def refuse(self, fault: Reject) -> None:
+        """Answer what is no request, if an answer has not begun, and close the connection."""
+        self.close_connection = self.lingers = True
+        if not self._reply.begun:
+            self._answer_with(fault.status, fault.reason)
+
+    def refuse_slow_head(self) -> None:
+        """Nobody is told who had not begun to ask."""
+        self.close_connection = True
+        if self._stream.buffer:
+            self.refuse(Reject(408, "The head of the request did not come in time."))
+
+    def _answer_with(self, status: int, reason: str | None = None) -> None:
+        self._reply.reset()
+        self.send_error(status, None, reason)
+        self._reply.end()
+
+    def finish(self) -> None:
+        if self.wfile is not self._reply:
+            super().finish()
+        elif self.lingers:
+            linger(self.connection)

@@ -1,0 +1,70 @@
+"""``http.server.HTTPServer``, preforked: keep-alive connections are parked, not held."""
+
+import socket
+import socketserver
+from collections.abc import Callable
+from functools import partial
+from http.server import HTTPServer
+from typing import Any
+
+from ..handle import MasterHandle
+from ..servers import _OwnServer
+from .handler import HTTPRequestHandler
+from .visit import OwnVisit, PlainVisit, parkable
+
+
+class PreforkHTTPServer(_OwnServer, HTTPServer):
+    """``http.server.HTTPServer``, preforked; addresses and keywords as with
+    ``PreforkTCPServer``.
+
+    Between two requests a connection costs no worker, if the handler class overrides neither
+    ``handle()`` nor ``handle_one_request()``, and this neither ``process_request()`` nor
+    ``finish_request()``; one that does keeps its worker, as ever. ``HTTPRequestHandler`` is
+    the handler to use; any ``BaseHTTPRequestHandler`` will do.
+    """
+
+    server_name: str
+    server_port: int
+    defer_accept: int = 10
+    """Seconds for which a client that has only connected is not handed to a worker
+    (``TCP_DEFER_ACCEPT``); 0 for a handler that speaks first."""
+
+    def server_bind(self) -> None:
+        super().server_bind()
+        # The standard library asks the name service for server_name, which may take minutes.
+        self.server_name, self.server_port = "localhost", 0
+        if isinstance(self.server_address, tuple):
+            self.server_name, self.server_port = self.server_address[:2]
+        for sock in (self.socket, *(listener.socket for listener in self._prefork_more)):
+            if self.defer_accept and sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, self.defer_accept)
+
+    def _prefork_work(self, master: MasterHandle) -> None:
+        self._prefork_visit = self._prefork_parking(master)
+        super()._prefork_work(master)
+
+    def _prefork_parking(self, master: MasterHandle) -> Callable[[Any, Any], None] | None:
+        kind = type(self)
+        if (
+            kind.process_request is not socketserver.BaseServer.process_request
+            or kind.finish_request is not socketserver.BaseServer.finish_request
+        ):
+            return None
+        make = parkable(self.RequestHandlerClass)
+        if make is None:
+            return None
+        handler = make.func if isinstance(make, partial) else make
+        own = issubclass(handler, HTTPRequestHandler)  # type: ignore[arg-type]
+        visit = OwnVisit if own else PlainVisit
+        acceptor = master._accepting()
+
+        def park(request: Any, peer: Any) -> None:
+            visit(self, master, acceptor, request, peer).begin(make)
+
+        return park
+
+    def _prefork_process(self, request: Any, peer: Any) -> None:
+        if self._prefork_visit:
+            self._prefork_visit(request, peer)
+        else:
+            super()._prefork_process(request, peer)

@@ -1,0 +1,223 @@
+"""A connection between its requests: parked with the listeners, so that it costs no worker.
+
+Only here is decided what happens next to a connection: wait for a head, answer, wait for the
+next one, skip a body that nobody read, or linger. The handler is told when there is something
+to do, and never waits for a head.
+"""
+
+import functools
+import socket
+import socketserver
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from ..acceptor import Acceptor, Guest
+from ..connection import Connection
+from ..handle import MasterHandle
+from ..scoreboard import in_ns
+from .handler import HTTPRequestHandler
+from .stream import LINGER, LINGER_BYTES, SIZE
+from .wire import Reject, find_head
+
+
+class _Parked(socketserver.BaseRequestHandler):
+    """Goes before a handler class: nothing is served while it is made, and it ends later."""
+
+    def handle(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+def parkable(handler: Any) -> Callable[..., Any] | None:
+    """A form of this handler class whose connections can be parked; None if it has its own way
+    of handling them. A ``functools.partial`` of one will do, too."""
+    kind = handler.func if type(handler) is functools.partial else handler
+    if not (isinstance(kind, type) and issubclass(kind, BaseHTTPRequestHandler)):
+        return None
+    for own in ("handle", "handle_one_request"):
+        if getattr(kind, own) not in (
+            getattr(BaseHTTPRequestHandler, own),
+            getattr(HTTPRequestHandler, own),
+        ):
+            return None
+    parked = type(kind.__name__, (_Parked, kind), {"__module__": kind.__module__})
+    if kind is handler:
+        return parked
+    return functools.partial(parked, *handler.args, **handler.keywords)
+
+
+class Visit(Guest):
+    """One connection, from its first byte to its last."""
+
+    handler: Any
+    _step: Callable[[], None]  # what to do next
+
+    def __init__(
+        self, server: Any, master: MasterHandle, acceptor: Acceptor, request: Any, peer: Any
+    ) -> None:
+        self.request = request
+        self.peer = peer
+        self._server = server
+        self._master = master
+        self._acceptor = acceptor
+        self._lingered = 0
+
+    def begin(self, make: Callable[..., Any]) -> None:
+        """It has just been accepted."""
+        self.handler = make(self.request, self.peer, self._server)
+        self._await_first()
+
+    def dismiss(self) -> None:
+        self._close()
+
+    def _await_first(self) -> None:
+        raise NotImplementedError
+
+    def _keep(self, seconds: float, ready: bool = False) -> None:
+        self._acceptor.keep(self, time.monotonic_ns() + in_ns(seconds), ready)
+
+    def resume(self) -> None:
+        try:
+            self._step()
+        except BaseException:
+            self._finish()
+            raise
+
+    def _close(self) -> None:
+        self._finish()
+        self._server.shutdown_request(self.request)
+
+    def _finish(self) -> None:
+        self._acceptor.let_go(self)
+        self.handler.lingers = False  # it has
+        with suppress(OSError):
+            super(_Parked, self.handler).finish()  # type: ignore[misc]
+
+
+class OwnVisit(Visit):
+    """Of an ``HTTPRequestHandler``, which waits for no head."""
+
+    until_ns: int
+    _step: Callable[[], None]
+
+    def _await_first(self) -> None:
+        handler = self.handler
+        self._stream = handler._stream
+        self._limits = handler.limits
+        self._pause_ns = in_ns(handler.keep_alive_timeout)
+        self._step = self._read
+        self.until_ns = time.monotonic_ns() + in_ns(handler.head_timeout)
+        self._read()
+
+    # Each step ends by keeping the connection for the next one, or closing it.
+
+    def _read(self) -> None:
+        """Something of a head has come, or its time is over."""
+        stream = self._stream
+        begun = bool(stream.buffer)
+        if stream.fill_now():
+            self._answer(begun)
+        elif stream.ended:
+            self._close()
+        elif time.monotonic_ns() < self.until_ns:
+            self._acceptor.keep(self, self.until_ns)
+        else:
+            self.handler.refuse_slow_head()
+            self._leave()
+
+    def _answer(self, begun: bool = False) -> None:
+        """Answer the request at the front of the buffer, if it is whole."""
+        handler, stream = self.handler, self._stream
+        try:
+            end = find_head(stream.buffer, self._limits, stream.seen)
+        except Reject as fault:
+            handler.refuse(fault)
+            self._leave()
+            return
+        if not end:
+            self._await_more(begun)
+            return
+        self._master._took_again(self)
+        handler.serve_request(stream.take(end))
+        if handler.close_connection or handler._body or stream.buffer:
+            self._next()
+        else:
+            self._step = self._read
+            self._acceptor.keep(self, time.monotonic_ns() + self._pause_ns)
+
+    def _await_more(self, begun: bool) -> None:
+        handler, stream = self.handler, self._stream
+        stream.seen = len(stream.buffer)
+        if handler._served and not begun:
+            self.until_ns = time.monotonic_ns() + in_ns(handler.head_timeout)
+        self._step = self._read
+        self._acceptor.keep(self, self.until_ns)
+
+    def _next(self) -> None:
+        handler = self.handler
+        if handler.skip_now() is None:
+            self._step = self._next
+            self._keep(handler.body_timeout)
+        elif handler.close_connection:
+            self._leave()
+        elif self._stream.buffer:
+            self._step = self._answer
+            self._keep(handler.head_timeout, ready=True)
+        else:
+            self._step = self._read
+            self._keep(handler.keep_alive_timeout)
+
+    def _leave(self) -> None:
+        """Close it; if bytes that nobody read may be on their way, not at once."""
+        if not self.handler.lingers:
+            self._close()
+            return
+        with suppress(OSError):
+            self.request.shutdown(socket.SHUT_WR)
+        self._step = self._linger
+        self._keep(LINGER)
+
+    def _linger(self) -> None:
+        data: bytes | None = b""
+        with suppress(OSError):
+            data = self.request.recv_now(SIZE)
+        self._lingered += len(data or b"")
+        over = time.monotonic_ns() >= self.until_ns or self._lingered > LINGER_BYTES
+        if data == b"" or over:
+            self._close()
+        else:
+            self._acceptor.keep(self, self.until_ns)
+
+
+class PlainVisit(Visit):
+    """Of a ``BaseHTTPRequestHandler`` as it is, which reads its requests by itself."""
+
+    def _await_first(self) -> None:
+        self._step = self._serve
+        self._keep(HTTPRequestHandler.head_timeout)
+
+    def _serve(self) -> None:
+        handler = self.handler
+        if time.monotonic_ns() >= self.until_ns:
+            self._close()
+            return
+        self._master._took_again(self)
+        handler.close_connection = True
+        handler.handle_one_request()
+        if handler.close_connection or self._master._is_over():
+            self._close()
+        else:
+            self._keep(HTTPRequestHandler.keep_alive_timeout, ready=self._has_more())
+
+    def _has_more(self) -> bool:
+        """Whether the next request, or a part of it, has been read already."""
+        request = self.request
+        if not isinstance(request, Connection):
+            return False
+        with request.without_waiting():
+            return bool(self.handler.rfile.peek(1))

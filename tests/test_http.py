@@ -1,0 +1,463 @@
+"""HTTP over real connections: who is parked costs no worker, who is late is not waited for."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from .conftest import PATIENCE, Server, Starter, read_all
+
+pytestmark = pytest.mark.processes
+
+HTTP = """
+    from prefork_server.http import *
+    from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
+
+    class Hello(HTTPRequestHandler):
+        head_timeout = float(os.environ.get("HEAD", 10))
+        body_timeout = float(os.environ.get("BODY", 30))
+        write_timeout = float(os.environ.get("WRITE", 30))
+        keep_alive_timeout = float(os.environ.get("KEEP", 5))
+        max_requests = int(os.environ.get("MOST", 1000))
+
+        def answer(self, body, status=200):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        def do_GET(self):
+            self.answer(b"%d" % os.getpid())
+        def do_POST(self):
+            self.answer(self.rfile.read())
+        def do_PUT(self):  # and reads nothing of it
+            self.answer(b"not read")
+        def log_error(self, *_):
+            pass
+
+    class Plain(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        do_GET = lambda self: Hello.answer(self, b"%d" % os.getpid())
+        def log_message(self, *_):
+            pass
+
+    def serve_http(handler=Hello, server_class=PreforkHTTPServer, **settings):
+        serve(handler, server_class, workers=int(os.environ.get("WORKERS", 1)), **settings)
+"""
+HELLO = HTTP + "\n    serve_http()\n"
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+
+
+class Client:
+    """One that keeps its connection, and reads each answer to its end."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = server.connect()
+        self._file = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> "Client":
+        self.socket.sendall(data)
+        return self
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        status = self._file.readline()
+        assert status, "closed"
+        fields: dict[str, str] = {}
+        while (line := self._file.readline()) not in (b"\r\n", b""):
+            name, _, value = line.decode("latin-1").partition(":")
+            assert name.lower() not in fields, name
+            fields[name.lower()] = value.strip()
+        if fields.get("transfer-encoding") == "chunked":
+            body = b""
+            while size := int(self._file.readline(), 16):
+                body += self._file.read(size)
+                assert self._file.readline() == b"\r\n"
+            assert self._file.readline() == b"\r\n"
+        else:
+            body = self._file.read(int(fields.get("content-length", 0)))
+        return int(status.split()[1]), fields, body
+
+    def get(self, request: bytes = GET) -> bytes:
+        status, _, body = self.send(request).answer()
+        assert status == 200
+        return body
+
+    def rest(self) -> bytes:
+        return self._file.read()
+
+    def is_closed(self) -> bool:
+        return self.rest() == b""
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
+
+
+Connect = Callable[[Server], Client]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    with ExitStack() as stack:
+
+        def one(server: Server) -> Client:
+            client = Client(server)
+            stack.callback(client.close)
+            return client
+
+        yield one
+
+
+@contextmanager
+def env(monkeypatch: pytest.MonkeyPatch, **values: object) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, str(value))
+        yield
+
+
+@pytest.fixture
+def serving(start: Starter, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
+    def one(program: str = "serve_http()", **values: object) -> Server:
+        with env(monkeypatch, **values):
+            return start(HTTP + f"\n    {program}\n").ready()
+
+    return one
+
+
+Serving = Callable[..., Server]
+BOTH = pytest.mark.parametrize("handler", ["Hello", "Plain"])
+
+
+# Keep-alive
+
+
+@BOTH
+def test_a_connection_serves_one_request_after_the_other(
+    serving: Serving, connect: Connect, handler: str
+) -> None:
+    client = connect(serving(f"serve_http({handler})"))
+    assert len({client.get() for _ in range(5)}) == 1
+    assert client.get(LAST)
+    assert client.is_closed()
+
+
+@BOTH
+def test_many_idle_connections_cost_no_worker(
+    serving: Serving, connect: Connect, handler: str
+) -> None:
+    server = serving(f"serve_http({handler})")
+    idle = [connect(server) for _ in range(200)]
+    for client in idle:
+        client.get()
+    connect(server).get()  # with all of them there
+    for client in idle:
+        client.get()
+
+
+def test_silent_connections_cost_no_worker(serving: Serving, connect: Connect) -> None:
+    server = serving()
+    for _ in range(100):
+        connect(server)
+    half = connect(server).send(b"GET / HT")
+    connect(server).get()
+    assert half.send(GET[8:]).answer()[0] == 200
+
+
+@BOTH
+def test_requests_that_come_together_are_answered_in_their_order(
+    serving: Serving, connect: Connect, handler: str
+) -> None:
+    client = connect(serving(f"serve_http({handler})"))
+    client.send(GET * 20 + LAST)
+    for _ in range(21):
+        assert client.answer()[0] == 200
+    assert client.is_closed()
+
+
+def test_after_a_request_that_is_none_nothing_more_is_read(
+    serving: Serving, connect: Connect
+) -> None:
+    client = connect(serving()).send(GET + b"GET /\r\n\r\n" + GET)
+    assert client.answer()[0] == 200
+    status, fields, _ = client.answer()
+    assert (status, fields["connection"]) == (400, "close")
+    assert client.is_closed()
+
+
+@BOTH
+def test_one_who_asks_all_the_time_cannot_keep_others_out(
+    serving: Serving, connect: Connect, handler: str
+) -> None:
+    server = serving(f"serve_http({handler})")
+    greedy = connect(server).send(GET * 900)
+    begun = time.monotonic()
+    connect(server).get()
+    assert time.monotonic() - begun < 1
+    for _ in range(900):
+        assert greedy.answer()[0] == 200
+
+
+def test_a_connection_ends_after_so_many_requests(serving: Serving, connect: Connect) -> None:
+    client = connect(serving(MOST=3)).send(GET * 4)
+    assert ["close" in client.answer()[1].get("connection", "") for _ in range(3)] == [0, 0, 1]
+    assert client.is_closed()
+
+
+def test_a_client_of_http_1_0_is_kept_if_it_asks_for_that(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving()
+    client = connect(server)
+    _, fields, _ = client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").answer()
+    assert fields["connection"] == "keep-alive"
+    client.send(b"GET / HTTP/1.0\r\n\r\n")
+    assert client.answer()[1]["connection"] == "close"
+    assert client.is_closed()
+
+
+# Time limits
+
+
+def test_who_is_idle_for_too_long_is_closed(serving: Serving, connect: Connect) -> None:
+    client = connect(serving(KEEP=0.2))
+    client.get()
+    assert client.is_closed()
+
+
+@pytest.mark.parametrize("part", [b"", b"G", GET[:-1]])
+def test_a_head_has_its_time_in_all(serving: Serving, connect: Connect, part: bytes) -> None:
+    client = connect(serving("PreforkHTTPServer.defer_accept = 0; serve_http()", HEAD=0.3))
+    begun = time.monotonic()
+    client.send(part)
+    if part:
+        assert client.answer()[0] == 408
+    assert client.is_closed()
+    assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_a_head_that_trickles_in_is_not_waited_for(serving: Serving, connect: Connect) -> None:
+    client = connect(serving(HEAD=0.5)).send(b"GET / HTTP/1.1\r\n")
+    client.socket.settimeout(0.05)
+    data = b""
+    while not data:
+        client.send(b"X: y\r\n")
+        try:
+            data = client.socket.recv(65536)
+        except TimeoutError:
+            continue
+    assert data.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_has_its_time_in_all(serving: Serving, connect: Connect) -> None:
+    server = serving(BODY=0.3)
+    client = connect(server).send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nab")
+    assert client.answer()[0] == 408
+    assert client.is_closed()
+    connect(server).get()
+
+
+def test_who_does_not_read_the_answer_is_not_waited_for(serving: Serving, connect: Connect) -> None:
+    server = serving(
+        "Hello.do_GET = lambda self: self.answer(b'x' * 20_000_000); serve_http()", WRITE=0.3
+    )
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.address)
+        client.sendall(GET)
+        post = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi"
+        assert connect(server).send(post).answer()[2] == b"hi"
+
+
+# Bodies
+
+
+def test_a_body_that_nobody_reads_is_skipped(serving: Serving, connect: Connect) -> None:
+    client = connect(serving())
+    put = b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n"
+    client.send(put + b"GET /" + put)  # the body of the second one comes later
+    assert client.answer()[2] == b"not read"
+    assert client.answer()[2] == b"not read"
+    client.send(b"GET /" + GET)
+    assert client.answer()[0] == 200
+
+
+def test_a_body_that_is_too_much_to_skip_ends_the_connection(
+    serving: Serving, connect: Connect
+) -> None:
+    client = connect(serving())
+    client.send(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 1000)
+    _, fields, body = client.answer()
+    assert (fields["connection"], body) == ("close", b"not read")
+
+
+def test_the_answer_to_an_upload_that_is_refused_arrives(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving("Hello.limits = Limits(body=1000); serve_http()")
+    for _ in range(20):
+        client = connect(server)
+        client.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 300000\r\n\r\n")
+        client.send(b"x" * 300000)
+        assert client.answer()[0] == 413
+        assert client.is_closed()
+
+
+def test_chunks_are_decoded_and_the_next_request_follows(
+    serving: Serving, connect: Connect
+) -> None:
+    client = connect(serving())
+    post = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert client.get(post + b"5\r\nhello\r\n1;a=b\r\n!\r\n0\r\nX: y\r\n\r\n") == b"hello!"
+    for byte in post + b"3\r\nabc\r\n0\r\n\r\n":
+        client.send(bytes([byte]))
+    assert client.answer()[2] == b"abc"
+
+
+@pytest.mark.parametrize("expects", ["100-continue", "100-Continue"])
+def test_who_asks_whether_to_go_on_is_told_when_the_body_is_read(
+    serving: Serving, connect: Connect, expects: str
+) -> None:
+    client = connect(serving())
+    client.send(
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: %b\r\n\r\n" % expects.encode()
+    )
+    assert client.answer()[0] == 100
+    assert client.send(b"hi").answer()[2] == b"hi"
+    # And not, if nobody wants it.
+    client.send(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    status, fields, _ = client.answer()
+    assert (status, fields["connection"]) == (200, "close")
+
+
+def test_a_body_that_ends_too_early_is_an_error_of_its_client(
+    serving: Serving, connect: Connect
+) -> None:
+    client = connect(serving())
+    client.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nab")
+    client.socket.shutdown(socket.SHUT_WR)
+    assert client.answer()[0] == 400
+    assert client.is_closed()
+
+
+# The end
+
+
+@BOTH
+def test_a_stop_closes_who_is_idle_and_says_so_to_who_asks(
+    serving: Serving, connect: Connect, handler: str
+) -> None:
+    server = serving(f"serve_http({handler})")
+    idle = [connect(server) for _ in range(20)]
+    for client in idle:
+        client.get()
+    begun = time.monotonic()
+    assert server.quit() == 0
+    assert time.monotonic() - begun < 5
+    for client in idle:
+        assert client.is_closed()
+
+
+def test_nothing_is_lost_of_what_was_asked_when_the_stop_came(
+    serving: Serving, connect: Connect, tmp_path: Any
+) -> None:
+    server = serving(
+        "os.mkfifo('gate')\n"
+        "    def do_GET(self):\n"
+        "        print('in the handler')\n"
+        "        with open('gate') as gate:\n"
+        "            gate.read()\n"
+        "        self.answer(b'done')\n"
+        "    Hello.do_GET = do_GET\n"
+        "    serve_http()"
+    )
+    busy, waits = connect(server), connect(server)
+    waits.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx").answer()
+    busy.send(GET)
+    server.saw("in the handler")
+    waits.send(GET)
+    server.signal(3)
+    server.saw("stopping 1 workers gracefully")
+    for client in (busy, waits):
+        (tmp_path / "gate").write_text("go")
+        status, fields, body = client.answer()
+        assert (status, fields["connection"], body) == (200, "close", b"done")
+        assert client.is_closed()
+    assert server.wait() == 0
+
+
+def test_a_worker_that_retires_serves_who_is_kept_once_more(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving(WORKERS=2)
+    kept = [connect(server) for _ in range(8)]
+    for client in kept:
+        client.get()
+    server.signal(22)  # TTOU
+    server.saw("no longer wanted, retiring")
+    closing = 0
+    for client in kept:
+        status, fields, _ = client.send(GET).answer()
+        assert status == 200
+        closing += fields.get("connection") == "close"
+    assert 0 < closing < 8
+    server.saw(r"worker=2 .* reaped: ")
+
+
+def test_a_handler_that_fails_answers_500_and_says_nothing_of_why(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving("Hello.do_GET = lambda self: 1 / 0; serve_http()")
+    server.expect_error("handler failed", "Traceback")
+    client = connect(server).send(GET)
+    status, fields, body = client.answer()
+    assert (status, fields["connection"]) == (500, "close")
+    assert b"ZeroDivision" not in body and b"Traceback" not in body
+    assert client.is_closed()
+    server.saw("ZeroDivisionError")
+    assert connect(server).send(b"POST / HTTP/1.1\r\nHost: h\r\n\r\n").answer()[0] == 200
+
+
+def test_every_way_to_be_no_request_is_answered_and_closed(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving()
+    for request, status in (
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\nHost: h\n\n", 400),
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nExpect: miracles\r\n\r\n", 417),
+        (b"GET /" + b"x" * 8190, 414),
+        (b"BREW / HTTP/1.1\r\nHost: h\r\n\r\n", 501),
+    ):
+        client = connect(server).send(request)
+        got, fields, body = client.answer()
+        assert (got, fields["connection"]) == (status, "close"), request
+        assert b"BREW" not in body
+        assert client.is_closed()
+
+
+def test_it_serves_under_other_peoples_servers_too(start: Starter, connect: Connect) -> None:
+    for theirs in ("http.server.HTTPServer", "http.server.ThreadingHTTPServer"):
+        server = start(
+            HTTP
+            + f"""
+    import http.server, threading
+    server = {theirs}(("127.0.0.1", 0), Hello)
+    print("master pid=1 ready, listening on 127.0.0.1:%d" % server.server_address[1])
+    server.serve_forever()
+    """
+        )
+        client = connect(server)
+        assert client.get() and client.get()
+        post = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert client.get(post + b"2\r\nhi\r\n0\r\n\r\n") == b"hi"
+        assert client.send(b"GET /\r\n\r\n").answer()[0] == 400
+        assert read_all(client.socket) == b""
+        server.signal(9)
+        server.wait()
