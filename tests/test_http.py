@@ -370,6 +370,8 @@ def test_nothing_is_lost_of_what_was_asked_when_the_stop_came(
         "        print('in the handler')\n"
         "        with open('gate') as gate:\n"
         "            gate.read()\n"
+        "        while current_master().wants_me_alive():\n"
+        "            time.sleep(0.01)\n"
         "        self.answer(b'done')\n"
         "    Hello.do_GET = do_GET\n"
         "    serve_http()"
