@@ -38,6 +38,10 @@ def served(which: str, handler: Any) -> Iterator[Any]:
             thread.join()
 
 
+def connected(address: tuple[str, int]) -> socket.socket:
+    return socket.create_connection(address, PATIENCE)
+
+
 Ask = Callable[..., bytes]
 
 
@@ -54,10 +58,9 @@ def ask(request: pytest.FixtureRequest) -> Ask:
         named = {method.__name__: method for method in methods}
         quiet = {"log_error": lambda *_: None}
         handler = type("Handler", (base,), {**quiet, **named, **others})
-        with served(request.param, handler) as address:
-            with socket.create_connection(address, PATIENCE) as client:
-                client.sendall(asks)
-                return read_all(client)
+        with served(request.param, handler) as address, connected(address) as client:
+            client.sendall(asks)
+            return read_all(client)
 
     return one
 
@@ -240,13 +243,12 @@ def test_after_a_101_the_connection_is_the_handlers(ask: Ask) -> None:
     asks = KEPT[:-2] + b"Connection: upgrade\r\nUpgrade: echo\r\n\r\n"
     handler = type("Handler", (HTTPRequestHandler,), {"do_GET": do_GET})
     for which in SERVERS:
-        with served(which, handler) as address:
-            with socket.create_connection(address, PATIENCE) as client:
-                client.sendall(asks)
-                answer = client.recv(1000)
-                assert parts(answer)[1:] == ([b"Upgrade: echo", b"Connection: Upgrade"], b"")
-                client.sendall(b"hello")
-                assert read_all(client) == b"hello"
+        with served(which, handler) as address, connected(address) as client:
+            client.sendall(asks)
+            answer = client.recv(1000)
+            assert parts(answer)[1:] == ([b"Upgrade: echo", b"Connection: Upgrade"], b"")
+            client.sendall(b"hello")
+            assert read_all(client) == b"hello"
 
 
 def test_a_head_can_be_sent_before_the_body_is_known(ask: Ask) -> None:
