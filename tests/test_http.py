@@ -1,12 +1,15 @@
 """HTTP over real connections: who is parked costs no worker, who is late is not waited for."""
 
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from .conftest import PATIENCE, Server, Starter, read_all
 
@@ -463,3 +466,40 @@ def test_it_serves_under_other_peoples_servers_too(start: Starter, connect: Conn
         assert read_all(client.socket) == b""
         server.signal(9)
         server.wait()
+
+
+def test_it_serves_unix_sockets_as_well(serving: Serving, connect: Connect) -> None:
+    server = serving(
+        "del Hello.log_error; Hello.logs_requests = True\n"
+        "    import pathlib\n"
+        "    serve_http(address=[pathlib.Path('s.sock').absolute()])"
+    )
+    client = connect(server)
+    assert client.get() and client.get()
+    assert client.send(b"GET /\r\n\r\n").answer()[0] == 400
+    assert client.is_closed()
+    assert server.count("a UNIX socket - - .*code 400") == 1
+
+
+@BOTH
+def test_over_tls_it_is_served_as_well(serving: Serving, tmp_path: Path, handler: str) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "cert.pem"
+    )
+    server = serving(
+        "import ssl\n"
+        "    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"
+        "    context.load_cert_chain('cert.pem')\n"
+        f"    with PreforkHTTPServer(('127.0.0.1', 0), {handler}, workers=1) as server:\n"
+        "        server.socket = context.wrap_socket(server.socket, server_side=True)\n"
+        "        server.serve_forever()"
+    )
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with trusting.wrap_socket(server.connect(), server_hostname="localhost") as client:
+        for _ in range(3):
+            client.sendall(GET * 2)
+            data = b""
+            while data.count(b"HTTP/1.1 200 OK") < 2 or not data[-1:].isdigit():
+                data += client.recv(65536)

@@ -1,7 +1,6 @@
 """A handler with the API of ``http.server``'s: strict, fast, and safe with slow clients.
 
-It runs in any ``socketserver`` server. How a connection is kept without a worker between two
-requests is the business of ``visit``.
+It runs in any ``socketserver`` server. How a connection is parked is known to ``visit``.
 """
 
 import os
@@ -27,20 +26,18 @@ _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rule
 class HTTPRequestHandler(BaseHTTPRequestHandler):
     """``BaseHTTPRequestHandler`` for use in production: write ``do_GET()`` and all as for that.
 
-    What it does otherwise: HTTP/1.1 with connections that are kept; only what is a request
-    by RFC 9112 arrives at ``do_GET()``, all else is refused with a 4xx or 5xx, and closed.
-    ``rfile`` ends where the body ends, also of one in chunks. Head and body of an answer
-    leave in one piece; without a Content-Length the body goes in chunks. What cannot stand in
-    a head raises ValueError in ``send_header()``. An error in ``do_GET()`` is answered with a
-    500, if nothing has left yet. Requests are logged if ``logs_requests`` says so.
+    What it does otherwise: HTTP/1.1 with connections that are kept; only what is a request by
+    RFC 9112 arrives at ``do_GET()``, all else is refused. ``rfile`` ends where the body ends.
+    Head and body of an answer leave in one piece; without a Content-Length it goes in chunks.
+    What cannot stand in a head raises ValueError in ``send_header()``. An error is answered
+    with a 500, if nothing has left yet. Requests are logged if ``logs_requests`` says so.
 
     The limits are class attributes. Times are seconds of waiting for the client:
     ``head_timeout`` for a head from its first byte; ``body_timeout`` for all of a body, and a
     second more per ``minimum_rate`` bytes; ``write_timeout`` until it takes more of an answer;
     ``keep_alive_timeout`` between two requests. After ``max_requests`` a connection is closed.
 
-    Whoever puts files of his own in the place of ``rfile`` and ``wfile`` has the standard
-    library's handler: that is what most methods look at first.
+    Who puts files of his own for ``rfile`` and ``wfile`` has the standard library's handler.
     """
 
     protocol_version: str = "HTTP/1.1"
@@ -368,6 +365,9 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
             super().copyfile(source, outputfile)  # type: ignore[misc]
         else:
             self._reply.sendfile(source, at, max(0, size - at))
+
+    def address_string(self) -> str:
+        return str(self.client_address[0]) if self.client_address else "a UNIX socket"
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Called for each answer; by itself it logs if ``logs_requests`` says so."""

@@ -7,6 +7,7 @@ from functools import partial
 from http.server import HTTPServer
 from typing import Any
 
+from ..connection import Connection
 from ..handle import MasterHandle
 from ..servers import _OwnServer
 from .handler import HTTPRequestHandler
@@ -19,8 +20,8 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
 
     Between two requests a connection costs no worker, if the handler class overrides neither
     ``handle()`` nor ``handle_one_request()``, and this neither ``process_request()`` nor
-    ``finish_request()``; one that does keeps its worker, as ever. ``HTTPRequestHandler`` is
-    the handler to use; any ``BaseHTTPRequestHandler`` will do.
+    ``finish_request()``; one that does keeps its worker, as ever, and so do those over TLS.
+    ``HTTPRequestHandler`` is the handler to use; any ``BaseHTTPRequestHandler`` will do.
     """
 
     server_name: str
@@ -64,7 +65,8 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
         return park
 
     def _prefork_process(self, request: Any, peer: Any) -> None:
-        if self._prefork_visit:
+        # What TLS has decrypted and nobody read yet, epoll does not tell of.
+        if self._prefork_visit and type(request) is Connection:
             self._prefork_visit(request, peer)
         else:
             super()._prefork_process(request, peer)

@@ -112,7 +112,7 @@ class OwnVisit(Visit):
         self._pause_ns = in_ns(handler.keep_alive_timeout)
         self._step = self._read
         self.until_ns = time.monotonic_ns() + in_ns(handler.head_timeout)
-        self._read()
+        self.resume()
 
     # Each step ends by keeping the connection for the next one, or closing it.
 
@@ -174,7 +174,7 @@ class OwnVisit(Visit):
 
     def _leave(self) -> None:
         """Close it; if bytes that nobody read may be on their way, not at once."""
-        if not self.handler.lingers:
+        if not (self.handler.lingers or self._stream.buffer):
             self._close()
             return
         with suppress(OSError):
