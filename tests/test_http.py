@@ -364,8 +364,9 @@ def test_a_stop_closes_who_is_idle_and_says_so_to_who_asks(
         assert client.is_closed()
 
 
+@BOTH
 def test_nothing_is_lost_of_what_was_asked_when_the_stop_came(
-    serving: Serving, connect: Connect, tmp_path: Any
+    serving: Serving, connect: Connect, tmp_path: Any, handler: str
 ) -> None:
     server = serving(
         "os.mkfifo('gate')\n"
@@ -375,12 +376,13 @@ def test_nothing_is_lost_of_what_was_asked_when_the_stop_came(
         "            gate.read()\n"
         "        while current_master().wants_me_alive():\n"
         "            time.sleep(0.01)\n"
-        "        self.answer(b'done')\n"
-        "    Hello.do_GET = do_GET\n"
-        "    serve_http()"
+        "        Hello.answer(self, b'done')\n"
+        "    Hello.do_GET = Plain.do_GET = do_GET\n"
+        "    Plain.do_OPTIONS = Hello.do_OPTIONS = lambda self: Hello.answer(self, b'')\n"
+        f"    serve_http({handler})"
     )
     busy, waits = connect(server), connect(server)
-    waits.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx").answer()
+    waits.send(b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").answer()
     busy.send(GET)
     server.saw("in the handler")
     waits.send(GET)
@@ -478,7 +480,7 @@ def test_it_serves_unix_sockets_as_well(serving: Serving, connect: Connect) -> N
     assert client.get() and client.get()
     assert client.send(b"GET /\r\n\r\n").answer()[0] == 400
     assert client.is_closed()
-    assert server.count("a UNIX socket - - .*code 400") == 1
+    server.saw("a UNIX socket - - .*code 400")
 
 
 @BOTH

@@ -33,6 +33,16 @@ class _Parked(socketserver.BaseRequestHandler):
         pass
 
 
+class _ParkedPlain(_Parked):
+    """Of a class that does not know when its worker goes: the client is told all the same."""
+
+    def end_headers(self) -> None:
+        handler: Any = self
+        if not handler.close_connection and handler.connection.is_over():
+            handler.send_header("Connection", "close")  # which ends it
+        super().end_headers()  # type: ignore[misc]
+
+
 def parkable(handler: Any) -> Callable[..., Any] | None:
     """A form of this handler class whose connections can be parked; None if it has its own way
     of handling them. A ``functools.partial`` of one will do, too."""
@@ -45,7 +55,8 @@ def parkable(handler: Any) -> Callable[..., Any] | None:
             getattr(HTTPRequestHandler, own),
         ):
             return None
-    parked = type(kind.__name__, (_Parked, kind), {"__module__": kind.__module__})
+    first = _Parked if issubclass(kind, HTTPRequestHandler) else _ParkedPlain
+    parked = type(kind.__name__, (first, kind), {"__module__": kind.__module__})
     if kind is handler:
         return parked
     return functools.partial(parked, *handler.args, **handler.keywords)
@@ -209,7 +220,7 @@ class PlainVisit(Visit):
         self._master._took_again(self)
         handler.close_connection = True
         handler.handle_one_request()
-        if handler.close_connection or self._master._is_over():
+        if handler.close_connection:
             self._close()
         else:
             self._keep(HTTPRequestHandler.keep_alive_timeout, ready=self._has_more())
