@@ -659,3 +659,22 @@ def _descriptors(pid: int) -> list[str]:
     directory = Path(f"/proc/{pid}/fd")
     links = [os.readlink(link) for link in directory.iterdir()]
     return sorted(link.partition(":[")[0] if link[0] != "a" else link for link in links)
+
+
+def test_a_worker_that_hangs_in_its_last_flush_does_not_outlive_its_master(start: Starter) -> None:
+    server = start("""
+        class Stuck:
+            def flush(self):  # as below a lock that is never released: no handler runs
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGALRM})
+                os.write(2, b"stuck in the flush\\n")
+                time.sleep(1000)
+
+        def work(master):
+            sys.stdout = Stuck()
+
+        Preforker(work, workers=1, graceful_timeout=0.5).run()
+    """)
+    server.saw("stuck in the flush")
+    server.signal(signal.SIGKILL)
+    server.wait()
+    assert not server.anyone_left()

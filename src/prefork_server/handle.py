@@ -301,6 +301,10 @@ class MasterHandle:
         the default action of SIGALRM needs no Python to run.
         """
         self._go()
+        self._end_in_time()
+
+    def _end_in_time(self) -> None:
+        """Be gone after ``graceful_timeout``, wherever we hang."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, self._graceful)

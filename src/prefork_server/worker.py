@@ -76,6 +76,9 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
         leave_report(report, traceback.format_exc())
         return 1
     finally:
+        # A thread of the master may have held a stream's lock at the fork: then this hangs
+        # where no handler of a signal can run, and after the death of the master for ever.
+        master._end_in_time()
         flush_streams()
 
 
