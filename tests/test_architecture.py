@@ -34,9 +34,16 @@ MAY_IMPORT = {
     "daemon": {"errors", "forks", "logfiles", "signals"},
     "listeners": {"errors"},
     "peers": {"errors"},
+    "privileges": {"errors", "settings"},
     "acceptor": {"connection", "vigil", "scoreboard"},
     "pool": {"scoreboard", "settings"},
-    "job": {"listeners", "settings", "pool", "handle"},  # the last two for their types alone
+    "job": {
+        "listeners",
+        "privileges",
+        "settings",
+        "pool",
+        "handle",
+    },  # the last two for their types alone
     "remote": {"job", "signals", "handle"},
     "journal": {"pool"},
     "handle": GROUND | EDGES | {"settings", "job"},
@@ -45,7 +52,7 @@ MAY_IMPORT = {
     "elsewhere": set(),
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},
     "inline": GROUND | EDGES | {"settings", "job", "handle", "remote", "journal"},
-    "launch": GROUND | EDGES | ROLES | {"settings", "pidfile", "daemon", "inline"},
+    "launch": GROUND | EDGES | ROLES | {"settings", "pidfile", "privileges", "daemon", "inline"},
     "preforker": set(MODULES) - {"servers", "__init__"},
     "tls": {"vigil"},
     "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
@@ -85,7 +92,8 @@ MAY_CALL = {
     "tempfile.mktemp": set(),
     "pickle.loads": set(),
     "marshal.loads": set(),
-    "os.umask": set(),  # it is the whole process's
+    "os.umask": {"privileges"},  # it is the whole process's, and there a worker's
+    "os.setresuid": {"privileges"},
     "threading.Thread": {"testing"},
     "signal.signal": {"signals", "handle", "worker"},
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from .listeners import Listener
+from .privileges import Identity
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -45,3 +46,4 @@ class Job:
     work: "Callable[[MasterHandle], object]"
     listeners: Sequence[Listener]
     hooks: Hooks
+    identity: Identity | None = None  # whom the workers become

@@ -14,9 +14,16 @@ from .inline import run_inline
 from .job import Hooks, Job
 from .journal import Journal
 from .listeners import Listener
-from .logfiles import fill_standard_descriptors, outlives_the_terminal, redirected, speaking
+from .logfiles import (
+    fill_standard_descriptors,
+    give_away,
+    outlives_the_terminal,
+    redirected,
+    speaking,
+)
 from .master import Master
 from .pidfile import claimed
+from .privileges import Identity, identity_of
 from .remote import Remote
 from .settings import Settings, file_name, settle
 
@@ -39,6 +46,7 @@ class Launch:
         settings = self.settings
         on_main_thread = threading.current_thread() is threading.main_thread()
         pid_path = settings.pid_path if on_main_thread and not settings.inline else None
+        identity = identity_of(settings)
         fill_standard_descriptors()
         with (
             self.remote.running(),
@@ -48,11 +56,29 @@ class Launch:
             claimed(pid_path) as unclaim,
             self.listening() as listeners,
         ):
-            job = Job(settings, self.app_name, self.logger, self.work, listeners, self.hooks)
+            if identity:
+                self._hand_over(identity, listeners)
+            job = Job(
+                settings, self.app_name, self.logger, self.work, listeners, self.hooks, identity
+            )
             if settings.inline:
                 run_inline(job, self.remote)
             else:
                 Master(job, self.remote).run(unclaim)
+
+    def _hand_over(self, identity: Identity, listeners: Sequence[Listener]) -> None:
+        """Give the workers what they may have to open again, and their clients the way in."""
+        for listener in listeners:
+            listener.give_to(identity.uid, identity.gid)
+        settings = self.settings
+        for name in ("log_path", "stdout_path", "stderr_path"):
+            path = getattr(settings, name)
+            if path is not None:
+                give_away(path, name, identity.own)
+        if identity.umask is not None and not identity.umask & 0o002:
+            journal = Journal(self.logger, os.getpid())
+            message = "umask %#o lets everybody write to what the workers make"
+            journal.say(logging.WARNING, "umask", None, message, identity.umask)
 
     @contextmanager
     def _last_words(self) -> Iterator[None]:

@@ -172,6 +172,18 @@ class Listener:
         self.socket.setblocking(self.socket.type == socket.SOCK_DGRAM)
         self._owner = os.getpid()
 
+    def give_to(self, uid: int | None, gid: int | None) -> None:
+        """Have the path be this user's and group's, so that their clients find it open.
+
+        Raises BindError.
+        """
+        if self._identity and self._identity == _identity(self._path):
+            ids = (-1 if each is None else each for each in (uid, gid))
+            try:
+                os.chown(self._path, *ids, follow_symlinks=False)
+            except OSError as reason:
+                raise BindError(self.address, reason) from reason
+
     def leave(self) -> None:
         """It is another process's now: close it, and let the path be."""
         self._identity = None

@@ -6,7 +6,7 @@ import re
 import stat
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
 
@@ -181,6 +181,24 @@ def open_appending(path: FilePath, setting: str) -> int:
         raise ConfigError(f"{setting} {path}: it is neither a file nor a device")
     os.set_blocking(fd, True)
     return fd
+
+
+def give_away(path: FilePath, setting: str, give: Callable[[int], None]) -> None:
+    """Have ``give`` called with a descriptor of the file, if it is one that workers will open.
+
+    Raises ConfigError.
+    """
+    path = absolute(setting, path)
+    if _DESCRIPTOR.fullmatch(_STANDARD.get(path, path)):
+        return  # it is open already, and somebody else's
+    fd = open_appending(path, setting)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            give(fd)
+    except OSError as error:
+        raise ConfigError(f"{setting} {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
 
 
 def flush_streams() -> None:

@@ -23,6 +23,8 @@ gone, and its successor needs one too."""
 FilePath: TypeAlias = str | os.PathLike[str]
 
 _PATHS = ("pid_path", "log_path", "stdout_path", "stderr_path")
+_MAX_ID = (1 << 32) - 2  # -1 means "as it is" to the system calls
+_MEANT_AS_OCTAL = (22, 27, 37, 66, 77, 117, 137, 177)  # in octal nobody wants what these are
 _A_YEAR = 366 * 24 * 60 * 60  # NaN and infinity are not less than this, 64 bits of ns are more
 
 
@@ -39,6 +41,9 @@ class SettingsKeywords(TypedDict, total=False):
     log_path: FilePath | None
     stdout_path: FilePath | None
     stderr_path: FilePath | None
+    user: str | int | None
+    group: str | int | None
+    umask: int | None
     inline: bool
 
 
@@ -70,6 +75,12 @@ class Settings:
         where the log goes; ``None``: to the handlers of the logger, or else to stderr.
     ``stdout_path``, ``stderr_path``
         where prints go, the master's and the workers'; ``None``: where they went.
+    ``user``, ``group``
+        whom the workers become, for good, before any code of yours runs in them: names, or
+        numbers. Only root may say another than itself. A group that is not said is the
+        user's. The master stays what it is; log files and UNIX sockets are given to them.
+    ``umask``
+        that of the workers, 0 to 0o777. ``None``: the one there is.
     ``inline``
         for a debugger or a profiler: one worker, in this process, with no fork and no
         ``timeout``.
@@ -92,6 +103,9 @@ class Settings:
     log_path: FilePath | None = None
     stdout_path: FilePath | None = None
     stderr_path: FilePath | None = None
+    user: str | int | None = None
+    group: str | int | None = None
+    umask: int | None = None
     inline: bool = False
 
     def __init__(self, **said: Unpack[SettingsKeywords]) -> None:
@@ -132,6 +146,22 @@ class Settings:
             raise ConfigError(f"inline must be True or False, not {self.inline!r}")
         for setting in _PATHS:
             self._check_path(setting)
+        self._check_identity()
+
+    def _check_identity(self) -> None:
+        for name in ("user", "group"):
+            value = getattr(self, name)
+            number = type(value) is int and 0 <= value <= _MAX_ID
+            named = isinstance(value, str) and value and value.isprintable()
+            if not (value is None or number or named):
+                raise ConfigError(f"{name} must be a name or a number from 0, not {value!r}")
+        umask = self.umask
+        if umask is not None and (type(umask) is not int or not 0 <= umask <= 0o777):
+            raise ConfigError(f"umask must be a number, 0 to 0o777, not {umask!r}")
+        if umask in _MEANT_AS_OCTAL:
+            raise ConfigError(f"umask {umask} is {umask:#o}: write 0o{umask} if that is meant")
+        if self.inline and (self.user, self.group, umask) != (None, None, None):
+            raise ConfigError("user, group and umask are for workers, and inline=True has none")
 
     def _check_path(self, name: str) -> None:
         path = getattr(self, name)

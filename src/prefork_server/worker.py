@@ -62,6 +62,8 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     _follow(shared, master)
     shared.title.show_worker(slot)
     try:
+        if job.identity:
+            job.identity.assume()
         job.hooks.after_fork(master)
         master._be_ready()
         job.work(master)

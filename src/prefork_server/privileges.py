@@ -1,0 +1,115 @@
+"""Become the workers' user, for good.
+
+The master keeps what it was started with: at a stop, a reload and a rotation it needs its
+sockets, the pid file and the logs. Who wants no root master has the init system start it
+as somebody else, and hand it the sockets.
+"""
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .errors import ConfigError
+from .settings import Settings
+
+_Ids: TypeAlias = tuple[int | None, int | None, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a worker becomes before any code of the user runs in it. ``None``: what it was."""
+
+    uid: int | None
+    gid: int | None
+    groups: tuple[int, ...]
+    umask: int | None
+
+    def assume(self) -> None:
+        """In a worker: from here on it is somebody else, and cannot go back.
+
+        Raises OSError, or RuntimeError if it is not who it should be: then it must not go on.
+        """
+        if self.umask is not None:
+            os.umask(self.umask)
+        if self.gid is not None:
+            # Groups first, and the user last: each step needs the right to take the next.
+            # Without setgroups() it would keep root's (SEI CERT POS36-C).
+            os.setgroups(self.groups)
+            os.setresgid(self.gid, self.gid, self.gid)
+        if self.uid is not None:
+            os.setresuid(self.uid, self.uid, self.uid)
+        self._verify()
+
+    def own(self, fd: int) -> None:
+        """Give a file to it, so that a worker can open it again. Raises OSError."""
+        if self.uid is not None or self.gid is not None:
+            os.fchown(
+                fd, -1 if self.uid is None else self.uid, -1 if self.gid is None else self.gid
+            )
+
+    def _verify(self) -> None:
+        uid, gid = self.uid, self.gid
+        groups = gid is None or set(os.getgroups()) == set(self.groups)
+        if not groups or {*os.getresgid()} != {gid if gid is not None else os.getgid()}:
+            raise RuntimeError(f"the groups are not those of {self}")
+        if uid is None:
+            return
+        if {*os.getresuid()} != {uid}:
+            raise RuntimeError(f"the user is not that of {self}")
+        if uid == 0:
+            return
+        try:  # what could be undone was not done (SEI CERT POS37-C)
+            os.setuid(0)
+        except PermissionError:
+            return
+        raise RuntimeError("privileges were dropped, and could be had again")
+
+
+def identity_of(settings: Settings) -> Identity | None:
+    """Whom the settings name; ``None`` if nobody, and no umask.
+
+    Raises ConfigError for a user or group that does not exist, or that this process may
+    not become.
+    """
+    user, group, umask = settings.user, settings.group, settings.umask
+    if user is None and group is None:
+        return None if umask is None else Identity(None, None, (), umask)
+    uid, gid, groups = (None, None, ()) if user is None else _user(user, group)
+    if group is not None:
+        gid = _group(group)
+        groups = tuple(dict.fromkeys((gid, *groups)))
+    if os.geteuid() != 0:
+        if (uid is None or {*os.getresuid()} == {uid}) and {*os.getresgid()} == {gid}:
+            return None if umask is None else Identity(None, None, (), umask)
+        raise ConfigError(
+            f"user {user!r}, group {group!r}: only root can become somebody else, "
+            f"and this process has the uid {os.geteuid()}"
+        )
+    return Identity(uid, gid, groups, umask)
+
+
+def _user(user: str | int, group: str | int | None) -> _Ids:
+    try:
+        entry = pwd.getpwnam(user) if isinstance(user, str) else pwd.getpwuid(user)
+    except KeyError:
+        if isinstance(user, str):
+            raise ConfigError(f"there is no user {user!r}") from None
+        if group is None:
+            raise ConfigError(
+                f"nobody has the uid {user}, so nothing says its group: give one, too"
+            ) from None
+        return user, None, ()
+    # Those that a login would have.
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return entry.pw_uid, entry.pw_gid, groups
+
+
+def _group(group: str | int) -> int:
+    if isinstance(group, int):
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"there is no group {group!r}") from None
