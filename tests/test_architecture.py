@@ -18,7 +18,7 @@ EVERYTHING = MODULES | HTTP
 
 GROUND = {"errors", "scoreboard", "signals", "forks"}
 EDGES = {"listeners", "acceptor", "connection", "vigil", "reports", "titles", "logfiles"}
-ROLES = {"job", "pool", "handle", "worker", "master", "remote", "journal"}
+ROLES = {"job", "pool", "handle", "worker", "master", "remote", "journal", "rotation"}
 MAY_IMPORT = {
     "errors": set(),
     "scoreboard": set(),
@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "journal": {"pool"},
     "handle": GROUND | EDGES | {"settings", "job"},
     "worker": GROUND | EDGES | {"settings", "job", "handle"},
+    "rotation": {"scoreboard", "logfiles", "pool", "journal"},
     "master": GROUND | EDGES | {"settings"} | ROLES - {"master"},
     "elsewhere": set(),
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},
@@ -105,6 +106,7 @@ WIDE = {
     "mixin": {"_prefork_work", "_prefork_contain", "_prefork_report"},
     "elsewhere": {"_begin_counted"},
     "listeners": {"listen"},
+    "logfiles": {"emit"},
     "pidfile": {"_locked"},
     "daemon": {"_be_daemon"},
     "launch": {"_last_words"},

@@ -18,6 +18,7 @@ from typing import Any
 from .acceptor import Acceptor, Guest, Relay
 from .connection import Connection
 from .job import Job, nothing
+from .logfiles import reopen
 from .reports import Reports
 from .scoreboard import (
     ASKS_STOP,
@@ -28,6 +29,7 @@ from .scoreboard import (
     NEVER,
     READY,
     REQUESTS,
+    ROTATION,
     SINCE,
     WISH,
     Scoreboard,
@@ -90,6 +92,8 @@ class MasterHandle:
         self._requests = at(slot, REQUESTS)
         self._since = at(slot, SINCE)
         self._asks_stop = at(slot, ASKS_STOP)
+        self._rotation = at(slot, ROTATION)
+        self._newest_rotation = at(0, ROTATION)
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
         if job.listeners:
@@ -116,7 +120,10 @@ class MasterHandle:
             allowed_ns = min(in_ns(min(within, 1e9)), NEVER)
         else:
             raise ValueError(f"within is a number of seconds above 0, not {within!r}")
-        self._own_words[self._deadline] = time.monotonic_ns() + allowed_ns
+        words = self._own_words
+        words[self._deadline] = time.monotonic_ns() + allowed_ns
+        if words[self._rotation] != self._words[self._newest_rotation]:
+            self._follow_rotation()
         return not self._is_over()
 
     def wait(self, seconds: float) -> bool:
@@ -184,6 +191,8 @@ class MasterHandle:
                 os._exit(0)  # a handler forked, and its child came back into our loop
             self._be_idle()
             self._beat()
+            if self._own_words[self._rotation] != self._words[self._newest_rotation]:
+                self._follow_rotation()
             if self._is_over():
                 break
             # Whoever is woken for a connection takes it before it obeys anything: the
@@ -286,6 +295,15 @@ class MasterHandle:
 
     def _beat(self) -> None:
         self._own_words[self._deadline] = time.monotonic_ns() + self._patience_ns
+
+    def _follow_rotation(self) -> None:
+        """Open the logs anew, as the master has done."""
+        for failure in reopen():
+            extra = {"event": "reopen_failed", "worker": self.slot, "pid": os.getpid()}
+            message = "worker=%d pid=%d keeps the old file: %s"
+            self.logger.error(message, self.slot, os.getpid(), failure, extra=extra)
+        self._own_words[self._rotation] = self._words[self._newest_rotation]
+        self._master_bell.ring()
 
     def _is_over(self) -> bool:
         return bool(self._words[self._wish] or self._words[self._leaving])

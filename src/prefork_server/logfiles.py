@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import select
 import stat
 import sys
 import threading
@@ -17,6 +18,7 @@ from .settings import FilePath, absolute
 LOGGER = "prefork_server"
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
 _TIME = "%H:%M:%S"  # on a terminal; a file may be read on another day
+_READERS_TIME = 0.1  # seconds
 _STANDARD = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 
@@ -105,11 +107,47 @@ def _stream_of(handler: logging.Handler) -> int:
     return -1
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _Unhindered(logging.StreamHandler[TextIO]):
+    """It loses a line rather than hold up whoever supervises: a disk may be full, and who
+    reads a pipe may have stopped. When it can write again it says how many are gone."""
+
+    _lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fd = self.stream.fileno()
+        except (AttributeError, OSError, ValueError):  # it only looks like a file, or is closed
+            super().emit(record)
+            return
+        try:
+            gap = f"({self._lost} lines of the log were lost)\n" if self._lost else ""
+            line = f"{gap}{self.format(record)}\n".encode("utf-8", "backslashreplace")
+        except Exception:  # user code: a message that cannot be made, a filter
+            self.handleError(record)
+            return
+        self._lost = 0 if _written(fd, line) else self._lost + 1
+
+
+def _written(fd: int, line: bytes) -> bool:
+    """Whether all of it is written. It waits for the reader of a pipe, but not for long."""
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    try:
+        # A pipe that has room at all takes so much without waiting, and in one piece.
+        for start in range(0, len(line), select.PIPE_BUF):
+            if not room.poll(_READERS_TIME * 1000):
+                return False
+            os.write(fd, line[start : start + select.PIPE_BUF])
+    except OSError:
+        return False
+    return True
+
+
+class _Stderr(_Unhindered):
     """Stderr, for a program that has configured nothing."""
 
 
-class LogFile(logging.FileHandler):
+class LogFile(_Unhindered, logging.FileHandler):
     """The log file: appended to in whole lines, by the master and every worker."""
 
     def _open(self) -> Any:
@@ -132,7 +170,8 @@ def redirected(stdout_path: FilePath | None, stderr_path: FilePath | None) -> It
 
 @contextmanager
 def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
-    target = open_appending(path, f"{name}_path")
+    setting, path = f"{name}_path", absolute(f"{name}_path", path)
+    target = open_appending(path, setting)
     stream: TextIO | None = getattr(sys, name)
     if stream is None:  # it was closed when Python started
         setattr(sys, name, open(fd, "w", buffering=1, closefd=False))  # noqa: SIM115
@@ -146,9 +185,11 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
     at_once: bool = getattr(stream, "write_through", False)
     if by_line is not None:
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
+    _redirections[fd] = setting, path
     try:
         yield
     finally:
+        del _redirections[fd]
         flush_streams()
         if by_line is not None:
             stream.reconfigure(  # type: ignore[union-attr]
@@ -156,6 +197,46 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
             )
         os.dup2(before, fd)
         drop(before)
+
+
+_redirections: dict[int, tuple[str, str]] = {}
+
+
+def reopen() -> list[str]:
+    """Open anew, by their paths, where prints go and every file of ``logging``, in this process.
+
+    Returns what could not be opened, in sentences: there the old file stays in use.
+    """
+    failures = []
+    flush_streams()
+    for fd, (setting, path) in _redirections.items():
+        try:
+            new = open_appending(path, setting)
+        except ConfigError as error:
+            failures.append(str(error))
+        else:
+            os.dup2(new, fd)  # no moment without a file, and nobody needs to know
+            os.close(new)
+    # All that there are, as logging.shutdown() finds them: one may stand behind another.
+    for reference in logging._handlerList.copy():  # type: ignore[attr-defined]
+        handler = reference()
+        if isinstance(handler, logging.FileHandler) and handler.stream:
+            try:
+                old = handler.setStream(_reopened(handler))
+            except ConfigError as error:
+                failures.append(str(error))
+            except OSError as error:
+                failures.append(f"{handler.baseFilename}: {error.strerror}")
+            else:
+                if old:
+                    old.close()
+    return failures
+
+
+def _reopened(handler: logging.FileHandler) -> Any:
+    if "w" in handler.mode:  # it was truncated when it was new
+        return open(handler.baseFilename, "a", encoding=handler.encoding, errors=handler.errors)
+    return handler._open()
 
 
 def open_appending(path: FilePath, setting: str) -> int:

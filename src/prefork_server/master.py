@@ -25,6 +25,7 @@ from .logfiles import flush_streams
 from .pool import Death, Plan, Pool, WorkerHandle
 from .remote import Remote
 from .reports import Reports
+from .rotation import Rotation
 from .scoreboard import SECOND, SINCE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
@@ -59,6 +60,7 @@ class Master:
         self._title = Title(job.app_name)
         self._journal = Journal(job.logger, self._pid)
         self._say = self._journal.say
+        self._rotation = Rotation(self._board, self._journal)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds: dict[int, int] = {}
@@ -99,6 +101,7 @@ class Master:
         while True:
             now_ns = self._now()
             self._reap(now_ns)
+            self._rotation.look(self._pool)
             if self._is_done():
                 return
             plan = self._pool.plan(now_ns, self._awake_since_ns)
@@ -311,6 +314,10 @@ class Master:
                 pool.wanted = max(0, pool.wanted - 1)
             case signal.SIGWINCH if not _in_terminal():
                 pool.wanted = 0
+            case signal.SIGUSR1:
+                self._rotation.begin()
+                for worker in pool:
+                    self._signal(worker, signal.SIGUSR1)
             case signal.SIGQUIT | signal.SIGHUP:
                 self._stop(signal.Signals(signum).name, hurry=False)
             case signal.SIGTERM | signal.SIGINT:

@@ -10,9 +10,11 @@ One row a slot, each 8 aligned words of 8 bytes and 64 bytes of text:
     asks_stop  worker          1 = it wants the whole server to stop
     requests   worker          connections taken since it was forked
     since      worker          when the present one was taken, monotonic ns; 0 = idle
+    rotation   worker          the last rotation of the logs that it has followed
     peer       worker          who is being served (text: may tear, checked when read)
 
-The deadline is the master's before the fork and the worker's after it. So every
+Row 0 is nobody's: there ``rotation`` is the one that the master has begun. The deadline, as
+the rotation, is the master's before the fork and the worker's after it. So every
 field has one writer at a time and is one aligned word: there is no lock, and a
 worker killed in the middle of anything leaves nothing torn.
 
@@ -32,6 +34,7 @@ LEAVING: Final = 3
 REQUESTS: Final = 4
 SINCE: Final = 5
 ASKS_STOP: Final = 6
+ROTATION: Final = 7
 
 STAY: Final = 0
 RETIRE: Final = 1  # finish what you have, then go
@@ -72,6 +75,7 @@ class Scoreboard:
         for field in range(_WORDS):
             self.set(slot, field, 0)
         self.set(slot, DEADLINE, deadline)
+        self.set(slot, ROTATION, self.get(0, ROTATION))  # it is forked with the files of today
         self.set_peer(slot, None)
 
     def set_peer(self, slot: int, peer: object) -> None:
