@@ -17,7 +17,7 @@ HTTP = {
 EVERYTHING = MODULES | HTTP
 
 GROUND = {"errors", "scoreboard", "signals", "forks"}
-EDGES = {"listeners", "acceptor", "connection", "vigil", "reports", "titles", "logfiles"}
+EDGES = {"listeners", "acceptor", "connection", "vigil", "reports", "titles", "logfiles", "systemd"}
 ROLES = {"job", "pool", "handle", "worker", "master", "remote", "journal", "rotation"}
 MAY_IMPORT = {
     "errors": set(),
@@ -45,7 +45,8 @@ MAY_IMPORT = {
         "handle",
     },  # the last two for their types alone
     "remote": {"job", "signals", "handle"},
-    "journal": {"pool"},
+    "systemd": {"errors", "scoreboard"},
+    "journal": {"pool", "systemd"},
     "handle": GROUND | EDGES | {"settings", "job"},
     "worker": GROUND | EDGES | {"settings", "job", "handle"},
     "rotation": {"scoreboard", "logfiles", "pool", "journal"},

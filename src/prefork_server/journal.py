@@ -12,11 +12,15 @@ from contextlib import suppress
 from typing import Any
 
 from .pool import Death, WorkerHandle
+from .systemd import Notifier
 
 
 class Journal:
-    def __init__(self, logger: logging.Logger, master_pid: int) -> None:
+    def __init__(
+        self, logger: logging.Logger, master_pid: int, notifier: Notifier | None = None
+    ) -> None:
         self._logger = logger
+        self._notifier = notifier
         self._master_pid = master_pid
         self._last_report = ""
 
@@ -35,6 +39,8 @@ class Journal:
             "worker": worker.slot if worker else None,
             "pid": worker.pid if worker else self._master_pid,
         }
+        if self._notifier:
+            self._notifier.hear(event, self._master_pid)
         try:
             self._logger.log(level, f"%s {message}", who, *args, extra=extra, exc_info=exc_info)
         except Exception:  # a handler of the user's: the workers must not suffer for it

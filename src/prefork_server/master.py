@@ -29,6 +29,7 @@ from .rotation import Rotation
 from .scoreboard import SECOND, SINCE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
+from .systemd import Notifier
 from .titles import Title
 from .worker import become_worker
 
@@ -58,14 +59,18 @@ class Master:
         self._relay = Relay()
         self._reports = Reports()
         self._title = Title(job.app_name)
-        self._journal = Journal(job.logger, self._pid)
+        # Off the main thread it is the program that is the service, and not we.
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        self._notifier = Notifier() if on_main_thread else Notifier({})
+        self._journal = Journal(job.logger, self._pid, self._notifier)
         self._say = self._journal.say
         self._rotation = Rotation(self._board, self._journal)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds: dict[int, int] = {}
         self._last_death: Death | None = None
-        self._tick_ns = min(SECOND, in_ns(job.settings.timeout or 1.0) // 2)
+        timeout_ns = in_ns(job.settings.timeout or 1.0)
+        self._tick_ns = min(SECOND, timeout_ns // 2, self._notifier.period_ns)
         self._seen_ns = self._awake_since_ns = time.monotonic_ns()
         self._announced = self._warned = False
 
@@ -104,10 +109,15 @@ class Master:
             self._rotation.look(self._pool)
             if self._is_done():
                 return
+            self._notifier.pulse(now_ns, self._status)
             plan = self._pool.plan(now_ns, self._awake_since_ns)
             self._carry_out(plan, now_ns)
             for signum in self._inbox.wait(self._nap(plan)):
                 self._obey(signum)
+
+    def _status(self) -> str:
+        busy = sum(1 for worker in self._pool if self._board.get(worker.slot, SINCE))
+        return f"{busy}/{len(self._pool)} workers busy"
 
     def _now(self) -> int:
         """The time. Notices when we were asleep against our will, with the workers or without.
