@@ -206,13 +206,12 @@ def test_what_ctrl_backslash_sends_to_all_is_a_graceful_stop(start: Starter) -> 
 
 
 @pytest.mark.processes
-def test_usr2_changes_nothing_and_hup_ends_a_daemon(start: Starter, tmp_path: Path) -> None:
+def test_ttin_is_heard_by_a_daemon_and_hup_ends_it(start: Starter, tmp_path: Path) -> None:
     launcher = start.script(ROOT / "examples" / "daemon.py")
     pid = int(launcher.saw(r"started, pid (\d+)")[0][1])
     pidfd = os.pidfd_open(pid)
     try:
-        for signum in (signal.SIGUSR2, signal.SIGTTIN):
-            signal.pidfd_send_signal(pidfd, signum)
+        signal.pidfd_send_signal(pidfd, signal.SIGTTIN)
         eventually(lambda: len([p for p in children(pid) if alive(p)]) == 3)  # TTIN was heard
         signal.pidfd_send_signal(pidfd, signal.SIGHUP)
         assert select.select([pidfd], [], [], PATIENCE)[0]

@@ -50,6 +50,14 @@ def daemonize(serve: Serve) -> tuple[int, list[str]]:
     raise BootError(kind or "the daemon died before it was ready", *words[:1])
 
 
+def go_on(serve: Serve) -> NoReturn:
+    """The same in a process that is a daemon already, since its predecessor was one."""
+    launcher, theirs = socket.socketpair()
+    launcher.close()  # whoever started it asked the predecessor
+    with all_blocked() as mask:
+        _be_daemon(serve, theirs, mask)
+
+
 def _fork() -> int:
     try:
         return fork()

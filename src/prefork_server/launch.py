@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
-from .daemon import daemonize
+from .daemon import daemonize, go_on
 from .errors import ConfigError
 from .handle import MasterHandle
+from .inheritance import inheritance
 from .inline import run_inline
 from .job import Hooks, Job
 from .journal import Journal
@@ -53,7 +54,7 @@ class Launch:
             redirected(settings.stdout_path, settings.stderr_path),
             speaking(self.logger, settings.log_path),
             self._last_words(),
-            claimed(pid_path) as unclaim,
+            claimed(pid_path) as claim,
             self.listening() as listeners,
         ):
             if identity:
@@ -64,7 +65,7 @@ class Launch:
             if settings.inline:
                 run_inline(job, self.remote)
             else:
-                Master(job, self.remote).run(unclaim)
+                Master(job, self.remote, claim).run()
 
     def _hand_over(self, identity: Identity, listeners: Sequence[Listener]) -> None:
         """Give the workers what they may have to open again, and their clients the way in."""
@@ -82,11 +83,14 @@ class Launch:
 
     @contextmanager
     def _last_words(self) -> Iterator[None]:
-        """Before it is ready the launcher hears why a daemon dies; after that only the log can."""
+        """Before it is ready the launcher hears why a daemon dies, or the predecessor; after
+        that only the log can."""
         try:
             yield
-        except BaseException:
-            if self.daemon and self.remote.wait_ready(0):
+        except BaseException as error:
+            successor = inheritance().is_successor()
+            inheritance().fail(f"{type(error).__name__}: {error}")
+            if self.daemon and (successor or self.remote.wait_ready(0)):
                 journal = Journal(self.logger, os.getpid())
                 journal.say(logging.ERROR, "died", None, "died", exc_info=True)
             raise
@@ -110,6 +114,8 @@ class Launch:
 
         fill_standard_descriptors()
         Journal(self.logger, os.getpid()).warn_of_threads()
+        if inheritance().is_successor():
+            go_on(serve)
         pid, addresses = daemonize(serve)
         self.remote.handed_over(addresses)
         return pid

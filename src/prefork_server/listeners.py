@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from .errors import BindError, ConfigError
+from .inheritance import inheritance, take_over
 
 AddressLike: TypeAlias = str | tuple[str, int] | os.PathLike[str]
 Addresses: TypeAlias = AddressLike | Sequence[AddressLike]  # when run, a list
@@ -155,10 +156,14 @@ def distinct(addresses: Iterable[Address]) -> tuple[Address, ...]:
 
 
 class Listener:
-    """One listening socket. ``path``: what to unlink when it is shut, if it is still ours."""
+    """One listening socket. ``path``: what to unlink when it is shut, if it is still ours.
 
-    def __init__(self, sock: socket.socket, path: str = "") -> None:
+    ``key`` is what a successor knows it by: the address as it stands in the program.
+    """
+
+    def __init__(self, sock: socket.socket, path: str = "", key: str = "") -> None:
         self.socket = sock
+        self.key = key
         self._path = os.path.abspath(path) if path else ""
         self._identity = _identity(self._path) if path else None
         self._owner = os.getpid()
@@ -190,6 +195,11 @@ class Listener:
         self.socket.close()
 
     @property
+    def legacy(self) -> tuple[str, int, str]:
+        """What a successor needs: key, descriptor and path."""
+        return self.key, self.socket.fileno(), self._path if self._identity else ""
+
+    @property
     def address(self) -> str:
         """Where it really listens: the port is known even if 0 was asked for."""
         return address_text(self.socket.getsockname())
@@ -204,6 +214,8 @@ class Listener:
         backlog of 0 lets in one at a time: who comes in at the very last moment may be
         lost. UNIX datagrams still come from those who are connected.
         """
+        if not inheritance().settled():
+            return False  # the predecessor still accepts here
         stream = self.socket.type == socket.SOCK_STREAM
         if self.socket.family == socket.AF_UNIX:
             if self.unlink() and stream:
@@ -227,7 +239,7 @@ class Listener:
 
     def unlink(self) -> bool:
         """Remove the path, unless it is somebody else's by now or we are a fork of its owner."""
-        if not self._identity or self._owner != os.getpid():
+        if not self._identity or self._owner != os.getpid() or not inheritance().settled():
             return False
         ours, self._identity = self._identity, None  # the number may soon be another file's
         with suppress(OSError):  # gone already, or not ours to remove any more
@@ -241,9 +253,14 @@ class Listener:
         self.socket.close()
 
 
-def adopt(sock: socket.socket) -> Listener:
+def adopt(sock: socket.socket, key: str = "") -> Listener:
     """A socket that somebody else bound, and whose path, if it has one, is theirs to unlink."""
-    return Listener(sock)
+    return Listener(sock, key=key)
+
+
+def key_of(sock: socket.socket, name: Any) -> str:
+    """By what a successor, whose program says the same, finds this socket."""
+    return f"{socket.SocketKind(sock.type).name} {address_text(name)}"
 
 
 def is_deaf(sock: socket.socket) -> bool:
@@ -279,11 +296,14 @@ def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[
     them. An address in use is tried for 2 s. Raises BindError.
     """
     stream = sock.type == socket.SOCK_STREAM
+    key = key_of(sock, address.name)
+    path = address.name if isinstance(address.name, str) and address.name[0] != "\0" else ""
     try:
+        if take_over(sock, key):
+            return Listener(sock, path, key)
         if isinstance(address.name, str):
             _bind_unix(sock, address.name, backlog if stream else None)
-            path = "" if address.name.startswith("\0") else address.name
-            return Listener(sock, path)
+            return Listener(sock, path, key)
         for option in options:
             sock.setsockopt(socket.SOL_SOCKET, option, 1)
         if address.v6only:
@@ -295,7 +315,7 @@ def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[
             # Accepted sockets inherit it. Small replies must not wait for the client's
             # delayed acknowledgement of the one before.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Listener(sock)
+        return Listener(sock, key=key)
     except OSError as reason:
         raise BindError(str(address), reason, _CURES.get(reason.errno or 0, "")) from reason
 

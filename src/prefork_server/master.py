@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -19,9 +19,11 @@ from .acceptor import Relay
 from .errors import BootError
 from .forks import drop, fork, keep_from_forks
 from .handle import Shared
+from .inheritance import inheritance
 from .job import Job
 from .journal import Journal
 from .logfiles import flush_streams
+from .pidfile import Claim
 from .pool import Death, Plan, Pool, WorkerHandle
 from .remote import Remote
 from .reports import Reports
@@ -31,6 +33,7 @@ from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
 from .systemd import Notifier
 from .titles import Title
+from .upgrade import Upgrade
 from .worker import become_worker
 
 HEARD = (
@@ -49,9 +52,10 @@ HEARD = (
 class Master:
     """One run of a job: ``run`` returns when it was told to stop and every worker is gone."""
 
-    def __init__(self, job: Job, remote: Remote) -> None:
+    def __init__(self, job: Job, remote: Remote, claim: Claim) -> None:
         self._job = job
         self._remote = remote
+        self._claim = claim
         self._pid = os.getpid()
         self._board = Scoreboard(2 * MAX_WORKERS)
         self._pool = Pool(job.settings, self._board, os.cpu_count() or 1, random.random)
@@ -65,6 +69,8 @@ class Master:
         self._journal = Journal(job.logger, self._pid, self._notifier)
         self._say = self._journal.say
         self._rotation = Rotation(self._board, self._journal)
+        boot_ns = in_ns(job.settings.boot_timeout)
+        self._upgrade = Upgrade(boot_ns, job.listeners, claim, self._journal)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds: dict[int, int] = {}
@@ -82,11 +88,8 @@ class Master:
             f"<Master pid={os.getpid()}: {len(workers)} workers, {busy} busy, {retiring} retiring>"
         )
 
-    def run(self, at_the_end: Callable[[], object]) -> None:
-        """Raises BootError if no worker of the first generation gets ready.
-
-        ``at_the_end`` is called when nobody is left, and while signals are still ours.
-        """
+    def run(self) -> None:
+        """Raises BootError if no worker of the first generation gets ready."""
         try:
             for listener in self._job.listeners:
                 listener.serve()
@@ -98,7 +101,7 @@ class Master:
                 finally:
                     with all_blocked():  # a handler of the program's may have brought us here
                         self._leave_nobody()
-                        at_the_end()
+                        self._claim.remove()  # while signals are still ours
         finally:
             self._release()
 
@@ -107,6 +110,8 @@ class Master:
             now_ns = self._now()
             self._reap(now_ns)
             self._rotation.look(self._pool)
+            if self._upgrade.look(now_ns):
+                self._pool.hand_over()
             if self._is_done():
                 return
             self._notifier.pulse(now_ns, self._status)
@@ -200,6 +205,9 @@ class Master:
         self._announced = True
         addresses = [listener.address for listener in self._job.listeners]
         self._journal.ready(addresses)
+        if inheritance().is_successor():
+            inheritance().be_ready()
+            self._claim.write()
         self._run_hook("ready", addresses)
         self._remote.is_ready(addresses)
 
@@ -328,6 +336,8 @@ class Master:
                 self._rotation.begin()
                 for worker in pool:
                     self._signal(worker, signal.SIGUSR1)
+            case signal.SIGUSR2:
+                self._upgrade.begin(time.monotonic_ns(), self._announced and not pool.stopping)
             case signal.SIGQUIT | signal.SIGHUP:
                 self._stop(signal.Signals(signum).name, hurry=False)
             case signal.SIGTERM | signal.SIGINT:
@@ -341,6 +351,7 @@ class Master:
                 logging.INFO, "stopping", None, "%s: stopping %d workers %s", reason, count, how
             )
         ajar = False
+        self._upgrade.end(hurry)
         if not self._pool.stopping:
             # First the door, then the workers: who is inside is served, and who comes
             # later is refused. They hold the last descriptors, and close them when done.
@@ -364,6 +375,7 @@ class Master:
 
     def _release(self) -> None:
         self._title.restore()
+        self._upgrade.close()
         os.close(self._life)
         drop(self._lifeline)
         self._inbox.close()

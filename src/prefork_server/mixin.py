@@ -14,9 +14,10 @@ from .acceptor import Guest
 from .elsewhere import Elsewhere
 from .errors import ConfigError
 from .handle import MasterHandle
+from .inheritance import as_heir
 from .job import HOOKS, Hooks, nothing
 from .launch import Launch
-from .listeners import BACKLOG, Listener, address_text, adopt, is_deaf
+from .listeners import BACKLOG, Listener, address_text, adopt, is_deaf, key_of
 from .logfiles import fill_standard_descriptors, logger_named
 from .reception import Reception, is_tls
 from .remote import Remote
@@ -73,6 +74,7 @@ class PreforkMixIn(_Base):
     allow_reuse_address: bool
     max_packet_size: int  # of a datagram server
     _prefork_listener: Listener | None = None
+    _prefork_key: str = ""  # by which a successor finds the socket
     _prefork_more: "list[Listener]"
     _prefork_terms: "Terms | None" = None  # if this is a TLS server
 
@@ -99,6 +101,12 @@ class PreforkMixIn(_Base):
         super().__init__(*args, **kwargs)
         # Some call the shutdown() of their base by its full name, past ours: there it waits.
         vars(self)["_BaseServer__is_shut_down"] = _ShutDownByName(self._prefork_remote)
+
+    def server_bind(self) -> None:
+        """Bind as the class does; after an upgrade, take over what the old master left."""
+        self._prefork_key = key_of(self.socket, self.server_address)
+        with as_heir(self.socket, self._prefork_key):
+            super().server_bind()  # type: ignore[misc]
 
     def serve_forever(self, poll_interval: float = 0.5, *args: Any, **kwargs: Any) -> None:
         """Fork workers, and serve until a signal or ``shutdown()`` ends it.
@@ -165,7 +173,7 @@ class PreforkMixIn(_Base):
         # Whoever wrapped the socket since we bound it has emptied ours.
         wrapped = listener and listener.socket.fileno() < 0 and sock.getsockname()
         if not listener or (listener.socket is not sock and wrapped != self.server_address):
-            listener = adopt(sock)
+            listener = adopt(sock, listener.key if listener else self._prefork_key)
         if is_tls(sock):
             from .tls import take_apart
 

@@ -8,44 +8,68 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from .errors import BootError, ConfigError
 from .forks import drop, keep_from_forks
+from .inheritance import inheritance
 from .settings import FilePath, absolute
 
 
+class Claim:
+    """The file that is held. ``lock``: its path and descriptor, or None if there is none."""
+
+    def __init__(self, lock: tuple[str, int] | None) -> None:
+        self.lock: tuple[str, int] | None = lock
+        self._left = False
+
+    def write(self) -> None:
+        """Put our pid in it. Raises ConfigError."""
+        if self.lock:
+            path, fd = self.lock
+            line = b"%d\n" % os.getpid()
+            try:
+                os.pwrite(fd, line, 0)
+                os.ftruncate(fd, len(line))
+            except OSError as error:  # a full disk
+                raise ConfigError(f"pid_path {path}: {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Early, for who has signals in hand that could end us before it is done."""
+        if self.lock and not self._left and inheritance().settled():
+            path, fd = self.lock
+            with suppress(OSError):  # the directory is gone, or may not be written any more
+                if _is_at(path, fd):
+                    os.unlink(path)
+
+    def leave(self) -> None:
+        """It is another process's now."""
+        self._left = True
+
+
 @contextmanager
-def claimed(path: FilePath | None) -> Iterator[Callable[[], None]]:
+def claimed(path: FilePath | None) -> Iterator[Claim]:
     """Hold the file, with our pid in it, and remove it afterwards if it is still ours.
 
-    Gives what removes it earlier, for who has signals in hand that could end us before.
+    A successor has the lock from its predecessor, whose pid stays there until ``write``.
     Raises BootError, which names the holder, if another process has it, and ConfigError
     if there can be no such file. ``None``: nothing is held.
     """
     if path is None:
-        yield lambda: None
+        yield Claim(None)
         return
     path = absolute("pid_path", path)
-    fd = keep_from_forks(_locked(path))
-
-    def remove() -> None:
-        with suppress(OSError):  # the directory is gone, or may not be written any more
-            if _is_at(path, fd):
-                os.unlink(path)
-
+    inherited = inheritance().take_lock(path)
+    fd = keep_from_forks(_locked(path) if inherited is None else inherited)
+    claim = Claim((path, fd))
     try:
-        line = b"%d\n" % os.getpid()
-        try:
-            os.pwrite(fd, line, 0)
-            os.ftruncate(fd, len(line))
-        except OSError as error:  # a full disk
-            raise ConfigError(f"pid_path {path}: {error.strerror}") from error
-        yield remove
+        if inherited is None:
+            claim.write()
+        yield claim
     finally:
         # Before the lock is free: whoever has it after us may have written there.
-        remove()
+        claim.remove()
         drop(fd)
 
 

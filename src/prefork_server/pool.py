@@ -345,6 +345,11 @@ class Pool:
             if worker.retiring:
                 self.board.set(worker.slot, WISH, self._farewell)
 
+    def hand_over(self) -> None:
+        """Wish for nobody, since a successor serves: who waits in the queue is its own."""
+        self.stopping = True
+        self.wanted = 0
+
     def _delay(self, failures: int) -> float:
         """1 s x 1.5^failures, 30 s at most, give or take a fifth so that slots do not march
         in step."""

@@ -48,7 +48,7 @@ class Notifier:
         self._status = ""
 
     def hear(self, event: str, pid: int) -> None:
-        """An event of the journal's."""
+        """An event of the journal's; ``pid`` is the master's whom it is about."""
         if self._address and event in _WORDS:
             lines = [_WORDS[event], f"MAINPID={pid}"]
             if event == "reloading":

@@ -1,0 +1,231 @@
+"""Start a successor on the same sockets; leave when it serves, stay if it never does.
+
+The protocol, spoken over a socket pair; the new master's half is in ``inheritance``:
+
+    the old master                          the new one
+    forks, executes the same command   -->  takes the sockets over, by the addresses in the
+                                            program, and the lock of the pid file
+    goes on serving                    <--  READY: its first worker serves, too
+    2 s later, if it still lives: YOURS, -> may remove the paths and the pid file from now on
+    and leaves
+
+The end of the talk in place of a word says that the other one is gone.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, NoReturn
+
+from .errors import ConfigError
+from .forks import drop, fork, keep_from_forks
+from .inheritance import READY, VARIABLE, WORDS, YOURS, inheritance
+from .journal import Journal
+from .listeners import Listener
+from .pidfile import Claim
+from .scoreboard import NEVER, SECOND
+from .signals import all_blocked
+
+_PROBATION_NS: Final = 2 * SECOND  # who crashes so soon after it was ready is no successor
+_NOT_ITS: Final = (VARIABLE, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+def _directory() -> str:
+    """Where the program was started; by the name of a link, which may lead elsewhere by now."""
+    here, named = os.getcwd(), os.environ.get("PWD", "")
+    with suppress(OSError):
+        if os.path.samefile(here, named):
+            return named
+    return here
+
+
+_directory_then = ""
+with suppress(OSError):  # it was removed: the successor will start where we are
+    _directory_then = _directory()
+
+
+class Upgrade:
+    """The old master's half. It is told the time, and says when to leave."""
+
+    def __init__(
+        self, boot_ns: int, listeners: Sequence[Listener], claim: Claim, journal: Journal
+    ) -> None:
+        self._boot_ns = boot_ns
+        self._listeners = listeners
+        self._claim = claim
+        self._say = journal.say
+        self._pid = 0  # of the successor; 0: there is none
+        self._talk: socket.socket | None = None
+        self._begun_ns = 0
+        self._ready_ns = NEVER
+        self._killed = False
+        self._ended_by_us = False
+        self._reason = ""  # why it failed, as it says
+
+    def begin(self, now_ns: int, serving: bool) -> None:
+        """Start a successor, unless something forbids it; the log says what."""
+        refusal = self._refusal(serving)
+        if not refusal:
+            try:
+                self._start(now_ns)
+            except OSError as error:
+                refusal = f"cannot fork: {error.strerror}"
+        if refusal:
+            self._say(logging.ERROR, "upgrade_refused", None, "SIGUSR2: no upgrade: %s", refusal)
+        else:
+            message = "SIGUSR2: started a successor, pid=%d"
+            self._say(logging.INFO, "upgrading", None, message, self._pid)
+
+    def look(self, now_ns: int) -> bool:
+        """Whether the successor serves, and everything is its own: leave."""
+        if not self._pid:
+            return False
+        self._listen(now_ns)
+        status = self._ended()
+        if status is not None:
+            self._fail(status)
+        elif self._ready_ns < NEVER:
+            return now_ns - self._ready_ns >= _PROBATION_NS and self._hand_over()
+        elif now_ns - self._begun_ns > self._boot_ns and not self._killed:
+            self._killed = True
+            self._signal(signal.SIGKILL)
+        return False
+
+    def end(self, hurry: bool) -> None:
+        """We are told to stop: so is it. It knows signals once it is ready."""
+        if self._pid:
+            graceful = self._ready_ns < NEVER and not hurry
+            self._ended_by_us = True
+            self._signal(signal.SIGQUIT if graceful else signal.SIGTERM)
+
+    def close(self) -> None:
+        """We are gone: what there is of a successor has everything."""
+        if self._talk:
+            drop(self._talk.detach())
+            self._talk = None
+
+    def _refusal(self, serving: bool) -> str:
+        if os.getpid() == 1:
+            return "process 1 has no successor: its container would end with it"
+        if not serving or not inheritance().settled():
+            return "this master is only just starting, or stopping"
+        return f"one is under way, pid={self._pid}" if self._pid else ""
+
+    def _start(self, now_ns: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keep_from_forks(ours.fileno())
+        ours.setblocking(False)
+        sockets = [listener.legacy for listener in self._listeners]
+        lock = None
+        if self._claim.lock:
+            path, fd = self._claim.lock
+            lock = path, os.dup(fd)  # ours is closed in every fork
+        will = {
+            "parent": os.getpid(),
+            "talk": theirs.fileno(),
+            "sockets": sockets,
+            "lock": lock,
+        }
+        fds = [theirs.fileno(), *(fd for _, fd, _ in sockets), *([lock[1]] if lock else [])]
+        try:
+            with all_blocked() as mask:
+                pid = fork()
+                if pid == 0:
+                    _become_successor(json.dumps(will), fds, mask)
+        except OSError:
+            drop(ours.detach())
+            raise
+        finally:
+            theirs.close()
+            if lock:
+                os.close(lock[1])
+        self._talk, self._pid = ours, pid
+        self._begun_ns, self._ready_ns, self._killed, self._reason = now_ns, NEVER, False, ""
+
+    def _signal(self, signum: int) -> None:
+        with suppress(ProcessLookupError):  # it died first, and is not reaped yet
+            os.kill(self._pid, signum)
+
+    def _ended(self) -> str | None:
+        try:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+        except ChildProcessError:
+            return "exit status unknown, reaped by somebody else"
+        if not pid:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        return f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+
+    def _fail(self, status: str) -> None:
+        when = "before it was ready" if self._ready_ns == NEVER else "right after it was ready"
+        if self._killed:
+            when = f"since it was not ready within {self._boot_ns / SECOND:g}s"
+        reason = f": {self._reason}" if self._reason else ""
+        pid = self._pid
+        self._forget()
+        with suppress(ConfigError):  # a full disk; the number inside is information
+            self._claim.write()
+        if self._ended_by_us:
+            message = "the successor pid=%d ended, as it was told to: %s"
+            self._say(logging.INFO, "upgrade_ended", None, message, pid, status)
+            return
+        message = "upgrade failed, this master serves on: the successor pid=%d ended %s: %s%s"
+        self._say(logging.ERROR, "upgrade_failed", None, message, pid, when, status, reason)
+
+    def _listen(self, now_ns: int) -> None:
+        with suppress(OSError):  # nothing more; or it is gone, and we are about to see how
+            while self._talk and (word := self._talk.recv(WORDS)):
+                if word == READY:
+                    self._ready_ns = min(self._ready_ns, now_ns)
+                else:
+                    self._reason = word.decode("utf-8", "backslashreplace")
+
+    def _hand_over(self) -> bool:
+        try:
+            if self._talk:
+                self._talk.send(YOURS, socket.MSG_NOSIGNAL)
+        except OSError:
+            return False  # it is gone; the next look finds out how
+        self._say(logging.INFO, "upgraded", None, "the successor pid=%d serves, leaving", self._pid)
+        for listener in self._listeners:
+            listener.leave()
+        self._claim.leave()
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        self._pid = 0
+        self.close()
+
+
+def _become_successor(will: str, fds: Sequence[int], mask: set[int]) -> NoReturn:
+    """In the fork: the same command anew, in the environment and the directory of its start."""
+    try:
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        environ = _environment_then()
+        if "WATCHDOG_PID" in environ:
+            environ["WATCHDOG_PID"] = str(os.getpid())
+        environ[VARIABLE] = will
+        if _directory_then:
+            os.chdir(_directory_then)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.execve(sys.executable, sys.orig_argv, environ)  # noqa: S606
+    except OSError as error:
+        # Said where the log of the master goes, if nobody has configured logging.
+        os.write(2, f"cannot execute {sys.executable}: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _environment_then() -> dict[str, str]:
+    """That of the start, without what was meant for our eyes alone."""
+    with open("/proc/self/environ", "rb") as file:
+        pairs = [item.partition(b"=") for item in file.read().split(b"\0") if b"=" in item]
+    found = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+    return {name: value for name, value in found.items() if name not in _NOT_ITS}
