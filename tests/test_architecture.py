@@ -17,8 +17,17 @@ HTTP = {
 EVERYTHING = MODULES | HTTP
 
 GROUND = {"errors", "scoreboard", "signals", "forks"}
-EDGES = {"listeners", "acceptor", "connection", "vigil", "reports", "titles", "logfiles"}
-ROLES = {"job", "pool", "handle", "worker", "master", "remote", "journal"}
+EDGES = {
+    "listeners",
+    "acceptor",
+    "connection",
+    "vigil",
+    "reports",
+    "terminal",
+    "titles",
+    "logfiles",
+}
+ROLES = {"job", "plan", "pool", "handle", "worker", "master", "remote", "journal"}
 MAY_IMPORT = {
     "errors": set(),
     "scoreboard": set(),
@@ -29,17 +38,20 @@ MAY_IMPORT = {
     "connection": {"vigil"},
     "reports": set(),
     "titles": set(),
+    "terminal": {"scoreboard"},
+    "wear": {"scoreboard", "settings"},
+    "plan": {"scoreboard"},
     "logfiles": {"errors", "forks", "settings"},
     "pidfile": {"errors", "forks", "settings"},
     "daemon": {"errors", "forks", "logfiles", "signals"},
     "listeners": {"errors"},
     "peers": {"errors"},
     "acceptor": {"connection", "vigil", "scoreboard"},
-    "pool": {"scoreboard", "settings"},
-    "job": {"listeners", "settings", "pool", "handle"},  # the last two for their types alone
+    "pool": {"scoreboard", "settings", "plan"},
+    "job": {"listeners", "settings", "plan", "handle"},  # the last two for their types alone
     "remote": {"job", "signals", "handle"},
-    "journal": {"pool"},
-    "handle": GROUND | EDGES | {"settings", "job"},
+    "journal": {"plan"},
+    "handle": GROUND | EDGES | {"settings", "job", "wear"},
     "worker": GROUND | EDGES | {"settings", "job", "handle"},
     "master": GROUND | EDGES | {"settings"} | ROLES - {"master"},
     "elsewhere": set(),
@@ -148,8 +160,9 @@ def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:
 
 
 def test_the_pool_knows_no_system_and_no_clock() -> None:
-    assert not _imported(MODULES["pool"]) & {"os", "time", "socket", "select", "threading"}
-    assert _calls(MODULES["pool"]) & {"signal.signal", "signal.pthread_kill"} == set()
+    for module in ("plan", "pool"):
+        assert not _imported(MODULES[module]) & {"os", "time", "socket", "select", "threading"}
+    assert _calls(MODULES["plan"]) & {"signal.signal", "signal.pthread_kill"} == set()
 
 
 @pytest.mark.parametrize("call", MAY_CALL)

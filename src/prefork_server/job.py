@@ -10,7 +10,7 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from .handle import MasterHandle
-    from .pool import Death
+    from .plan import Death
 
 
 def nothing(*_: object) -> None:
@@ -45,3 +45,4 @@ class Job:
     work: "Callable[[MasterHandle], object]"
     listeners: Sequence[Listener]
     hooks: Hooks
+    renew: Callable[[], object] = nothing  # in the master, before a new generation

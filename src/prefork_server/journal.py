@@ -1,7 +1,7 @@
 """What the master says: one record for each event, greppable, with extra fields.
 
-``extra`` has ``event``, ``worker`` (its slot, or None) and ``pid``. A log handler that
-fails costs nobody anything.
+``extra`` has ``event``, ``worker`` (its slot, or None), ``pid`` and ``generation``. A log
+handler that fails costs nobody anything.
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from .pool import Death, WorkerHandle
+from .plan import Death, WorkerHandle
 
 
 class Journal:
@@ -34,6 +34,7 @@ class Journal:
             "event": event,
             "worker": worker.slot if worker else None,
             "pid": worker.pid if worker else self._master_pid,
+            "generation": worker.generation if worker else None,
         }
         try:
             self._logger.log(level, f"%s {message}", who, *args, extra=extra, exc_info=exc_info)
@@ -66,26 +67,33 @@ class Journal:
             )
         return bool(names)
 
-    def kill(self, worker: WorkerHandle, fault: str, company: str, stack: str) -> None:
+    def kill(
+        self, worker: WorkerHandle, fault: str, company: str, stack: str, again: bool = False
+    ) -> None:
+        """``again``: in another try of a reload, whose failure has been told."""
         place = innermost(stack)
         at = f" at {place}" if place else ""
         self.say(
-            logging.ERROR,
+            logging.INFO if again else logging.ERROR,
             "killed",
             worker,
             "%s%s, killing%s%s",
             fault,
             at,
             company,
-            _below(stack),
+            "" if again else _below(stack),
         )
 
-    def death(self, worker: WorkerHandle, death: Death) -> None:
-        level = logging.INFO if death.expected else logging.ERROR
+    def death(self, worker: WorkerHandle, death: Death, again: bool = False) -> None:
+        """``again``: in another try of a reload, whose failure has been told."""
+        level = logging.INFO if death.expected or again else logging.ERROR
         if death.status == 0 and not death.expected:
             level = logging.WARNING
-        report = death.report
-        if death.killed:
+        report, verdict = death.report, ""
+        if death.serves_on and not again:
+            level = logging.ERROR
+            verdict = f"; reload failed, generation {death.serves_on} serves on"
+        if death.killed or again:
             report = ""  # it was told before the kill
         elif report and report == self._last_report:
             report = "(with the same traceback as the one before)"
@@ -94,11 +102,12 @@ class Journal:
             level,
             "reaped",
             worker,
-            "reaped%s: %s; age=%.1fs requests=%d%s",
+            "reaped%s: %s; age=%.1fs requests=%d%s%s",
             "" if death.booted else " before it was ready",
             death,
             death.age,
             death.requests,
+            verdict,
             _below(report),
         )
 

@@ -22,12 +22,14 @@ from .handle import Shared
 from .job import Job
 from .journal import Journal
 from .logfiles import flush_streams
-from .pool import Death, Plan, Pool, WorkerHandle
+from .plan import Death, Plan, WorkerHandle
+from .pool import Pool
 from .remote import Remote
 from .reports import Reports
 from .scoreboard import SECOND, SINCE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
+from .terminal import Terminal, is_ours
 from .titles import Title
 from .worker import become_worker
 
@@ -57,6 +59,7 @@ class Master:
         self._relay = Relay()
         self._reports = Reports()
         self._title = Title(job.app_name)
+        self._terminal = Terminal()
         self._journal = Journal(job.logger, self._pid)
         self._say = self._journal.say
         self._life, self._lifeline = os.pipe()
@@ -116,6 +119,7 @@ class Master:
             self._awake_since_ns = now_ns
             self._pool.overslept(now_ns - self._seen_ns)
         self._seen_ns = now_ns
+        self._terminal.look(now_ns)
         return now_ns
 
     def _nap(self, plan: Plan) -> float:
@@ -126,13 +130,18 @@ class Master:
     def _reap(self, now_ns: int) -> None:
         for worker, status in self._dead():
             report = self._reports.take(worker.slot)
+            again = self._tried_again(worker, now_ns)
             death = self._pool.died(worker, status, report, now_ns)
             self._forget(worker)
             # It may have been woken for a connection that it did not live to take.
             self._relay.wake_one()
-            self._journal.death(worker, death)
+            self._journal.death(worker, death, again)
             self._last_death = death
             self._run_hook("after_worker_exit", death)
+
+    def _tried_again(self, worker: WorkerHandle, now_ns: int) -> bool:
+        """Whether it was another try of a reload that has failed: its failure is no news."""
+        return self._pool.reload_failed and self._pool.serves_on(worker, now_ns) > 0
 
     def _forget(self, worker: WorkerHandle) -> None:
         pidfd = self._pidfds.pop(worker.pid, None)
@@ -193,6 +202,8 @@ class Master:
     # Carry out
 
     def _carry_out(self, plan: Plan, now_ns: int) -> None:
+        if plan.reload:
+            self._reload()
         for worker in plan.suspect:
             self._pool.suspected(worker, now_ns)
             self._reports.take(worker.slot)  # from an earlier suspicion it may have outlived
@@ -204,20 +215,32 @@ class Master:
                 self._fault(worker, now_ns),
                 self._company(worker, now_ns),
                 self._reports.read(worker.slot),
+                self._tried_again(worker, now_ns),
             )
             self._signal(worker, signal.SIGKILL)
         for worker in plan.end:
             self._pool.told_to_end(worker, now_ns)
             self._signal(worker, signal.SIGTERM)
         for worker in plan.retire:
-            self._pool.told_to_retire(worker, now_ns)
             if not self._pool.stopping:
-                self._say(logging.INFO, "retiring", worker, "no longer wanted, retiring")
+                why = self._pool.why_retired(worker)
+                self._say(logging.INFO, "retiring", worker, "%s, retiring", why)
+            self._pool.told_to_retire(worker, now_ns)
             # The scoreboard says what is wanted of it; this only wakes it up.
             self._signal(worker, signal.SIGQUIT)
         for slot in plan.fork:
             if not self._fork(slot):
                 break
+        if plan.serves:
+            self._pool.settled()
+            self._say(logging.INFO, "serves", None, "generation %d serves", self._pool.generation)
+
+    def _reload(self) -> None:
+        self._journal.run_hook("renew", self._job.renew)
+        self._pool.reloaded()
+        count, generation = sum(not w.retiring for w in self._pool), self._pool.generation
+        message = "SIGHUP: reloading %d workers, generation %d"
+        self._say(logging.INFO, "reloading", None, message, count, generation)
 
     def _fault(self, worker: WorkerHandle, now_ns: int) -> str:
         """Why it is killed."""
@@ -295,6 +318,7 @@ class Master:
                 self._title,
                 self._life,
                 self._pid,
+                self._pool.generation,
             )
             become_worker(slot, self._job, shared, mask)
         finally:
@@ -309,8 +333,10 @@ class Master:
                 pool.wanted = min(MAX_WORKERS, pool.wanted + 1)
             case signal.SIGTTOU:
                 pool.wanted = max(0, pool.wanted - 1)
-            case signal.SIGWINCH if not _in_terminal():
+            case signal.SIGWINCH if not is_ours():
                 pool.wanted = 0
+            case signal.SIGHUP if not self._terminal.was_closed(time.monotonic_ns()):
+                pool.reload_asked = True
             case signal.SIGQUIT | signal.SIGHUP:
                 self._stop(signal.Signals(signum).name, hurry=False)
             case signal.SIGTERM | signal.SIGINT:
@@ -356,11 +382,3 @@ class Master:
 
     def _run_hook(self, name: str, *args: Any) -> None:
         self._journal.run_hook(name, getattr(self._job.hooks, name), *args)
-
-
-def _in_terminal() -> bool:
-    """Whether we run in the foreground of a terminal, which sends WINCH when it is resized."""
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:
-        return False
