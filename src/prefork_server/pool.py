@@ -152,7 +152,11 @@ class Pool:
     def _succession(
         self, now_ns: int, alarms: list[int]
     ) -> tuple[tuple[int, ...], tuple[WorkerHandle, ...], bool]:
-        """Who comes and who goes, and whether the present generation is then alone."""
+        """Who comes and who goes, and whether the present generation is then alone.
+
+        Predecessors and successors are not paired, but counted. Of those who are due as many
+        go as there are too many when the fresh who are ready are counted with them.
+        """
         serving = [w for w in self._workers.values() if not w.retiring]
         staying = [w for w in serving if self._holds_place(w, now_ns)]
         leaving = [w for w in serving if not self._holds_place(w, now_ns)]
@@ -176,7 +180,7 @@ class Pool:
         serves = serves and not any(w.generation < self.generation for w in left)
 
         missing = self.wanted - len(staying)
-        if left:
+        if left:  # successors: but those who were just told to go take up room, too
             parting = [
                 w.told_ns + _PARTING_NS
                 for w in self._workers.values()
@@ -204,10 +208,10 @@ class Pool:
         )
 
     def _may_reload(self) -> bool:
-        """One reload at a time; but one that failed is given up where another is asked for."""
+        """One reload at a time; one that failed is given up between two of its tries."""
         trying = any(w.generation == self.generation for w in self._workers.values())
-        under_way = self._reloading and not (self.reload_failed and not trying)
-        return not (self.stopping or under_way)
+        given_up = self.reload_failed and not trying
+        return not self.stopping and (not self._reloading or given_up)
 
     def _silent_ns(self, worker: WorkerHandle, deadline: int, awake_since_ns: int) -> int:
         """When the silence of this worker becomes a fault."""

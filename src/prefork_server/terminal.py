@@ -5,10 +5,12 @@ handler is not told who it was. But with its HUP the kernel takes the terminal f
 whole session, and that can be seen.
 """
 
+import errno
 import os
 
 from .scoreboard import SECOND
 
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _LATELY_NS = 3 * SECOND  # a shell that hears HUP, too, passes it on to its jobs
 
 
@@ -34,8 +36,8 @@ def is_there() -> bool:
     """Whether this process has a controlling terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in _SCARCE  # which says nothing: it is there until it is seen to be gone
     return True
 
 
