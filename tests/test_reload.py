@@ -182,9 +182,9 @@ def test_how_many_are_wanted_may_change_in_a_reload(start: Starter, signum: int)
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("raises", r"before it was ready: exit code 1; .*; reload failed, generation 1 serves on"),
-        ("exits", r"before it was ready: exit code 7; .*; reload failed, generation 1 serves on"),
-        ("hangs", r"before it was ready: .*SIGKILL; .*; reload failed, generation 1 serves on"),
+        ("raises", "reload failed, generation 1 serves on; worker=3 pid=.*: exit code 1"),
+        ("exits", "reload failed, generation 1 serves on; worker=3 pid=.*: exit code 7"),
+        ("hangs", "reload failed, generation 1 serves on; worker=3 pid=.*: killed by SIGKILL"),
     ],
 )
 def test_a_generation_that_cannot_boot_replaces_nobody_until_it_is_mended(
@@ -234,7 +234,7 @@ def test_a_generation_that_dies_after_it_was_ready_replaces_nobody(start: Starte
     server.expect_error("reload failed", "Traceback")
     before = server.workers()
     server.signal(signal.SIGHUP)
-    server.saw("reaped: exit code 1; .*; reload failed, generation 1 serves on")
+    server.saw("reload failed, generation 1 serves on; worker=4 pid=.*: exit code 1")
     server.saw("reaped: exit code 1; ", times=3)
     assert all(map(alive, before)) and server.count("retiring") == 0
     assert server.count("ValueError: of generation 2") == 1
@@ -243,7 +243,7 @@ def test_a_generation_that_dies_after_it_was_ready_replaces_nobody(start: Starte
 
 def test_a_first_of_a_generation_that_is_killed_is_made_again(start: Starter) -> None:
     server = breakable(start)
-    server.expect_error("killed by SIGKILL, not by us.*; reload failed, generation 1 serves on")
+    server.expect_error("reload failed, generation 1 serves on; .*: killed by SIGKILL, not by us")
     (start.directory / "broken").write_text("hangs")
     server.signal(signal.SIGHUP)
     canary = int(server.saw(r"worker=3 pid=(\d+) forked")[0][1])
@@ -254,7 +254,7 @@ def test_a_first_of_a_generation_that_is_killed_is_made_again(start: Starter) ->
 
 def test_one_that_dies_before_its_successor_is_ready_is_replaced(start: Starter) -> None:
     server = breakable(start)
-    server.expect_error("killed by SIGKILL, not by us")
+    server.expect_error("killed by SIGKILL, not by us", "reload failed")
     (start.directory / "broken").write_text("hangs")
     server.signal(signal.SIGHUP)
     canary = int(server.saw(r"worker=3 pid=(\d+) forked")[0][1])

@@ -86,14 +86,11 @@ class Journal:
 
     def death(self, worker: WorkerHandle, death: Death, again: bool = False) -> None:
         """``again``: in another try of a reload, whose failure has been told."""
-        level = logging.INFO if death.expected or again else logging.ERROR
+        level = logging.INFO if death.expected or death.serves_on else logging.ERROR
         if death.status == 0 and not death.expected:
             level = logging.WARNING
-        report, verdict = death.report, ""
-        if death.serves_on and not again:
-            level = logging.ERROR
-            verdict = f"; reload failed, generation {death.serves_on} serves on"
-        if death.killed or again:
+        report = death.report
+        if death.killed:
             report = ""  # it was told before the kill
         elif report and report == self._last_report:
             report = "(with the same traceback as the one before)"
@@ -102,14 +99,18 @@ class Journal:
             level,
             "reaped",
             worker,
-            "reaped%s: %s; age=%.1fs requests=%d%s%s",
+            "reaped%s: %s; age=%.1fs requests=%d%s",
             "" if death.booted else " before it was ready",
             death,
             death.age,
             death.requests,
-            verdict,
-            _below(report),
+            "" if death.serves_on else _below(report),
         )
+        if death.serves_on and not again:
+            message = "reload failed, generation %d serves on; %s: %s%s"
+            report = "" if death.killed else death.report
+            said = death.serves_on, worker, death, _below(report)
+            self.say(logging.ERROR, "reload_failed", None, message, *said)
 
 
 def _below(text: str) -> str:

@@ -233,7 +233,7 @@ class Master:
                 break
         if plan.serves:
             self._pool.settled()
-            self._say(logging.INFO, "serves", None, "generation %d serves", self._pool.generation)
+            self._say(logging.INFO, "reloaded", None, "generation %d serves", self._pool.generation)
 
     def _reload(self) -> None:
         self._journal.run_hook("renew", self._job.renew)

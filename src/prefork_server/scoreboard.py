@@ -34,8 +34,8 @@ LEAVING: Final = 3
 REQUESTS: Final = 4
 SINCE: Final = 5
 ASKS_STOP: Final = 6
-DUE: Final = 7
-MEMORY: Final = 8
+DUE: Final = 8
+MEMORY: Final = 9
 
 STAY: Final = 0
 RETIRE: Final = 1  # finish what you have, then go
