@@ -125,6 +125,16 @@ def test_a_daemon_reloads_and_then_stops(start: Starter, tmp_path: Path) -> None
     assert log.read_text().count("has put its things away") == 4
 
 
+def test_a_reload_makes_the_pid_file_again_if_it_was_removed(start: Starter) -> None:
+    server = start(LOOP + "    Preforker(work, workers=1).run()").ready()
+    path = start.directory / "preforker.pid"
+    path.unlink()
+    hup(server, 2)
+    assert path.read_text() == f"{server.pid}\n"
+    assert server.quit() == 0
+    assert not path.exists()
+
+
 def test_the_master_calls_renew_and_reloads_though_it_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -302,9 +312,13 @@ def test_a_worker_that_has_served_enough_is_replaced_and_costs_nobody_anything(
     start: Starter,
 ) -> None:
     server = start("    serve(Echo, workers=2, max_requests=10)").all_ready(2)
-    for _ in range(100):
+
+    def recycled() -> bool:
         assert server.ask() == b"hello"
-    counts = [int(m[1]) for m in server.saw(r"served (\d+) requests, replaced, retiring", times=4)]
+        return server.count("requests, replaced, retiring") >= 4
+
+    eventually(recycled)
+    counts = [int(m[1]) for m in server.saw(r"served (\d+) requests, replaced", times=4)]
     assert all(count >= 9 for count in counts)
     server.saw("reaped: exit code 0", times=4)
     assert server.count("WARNING") == server.count("ERROR") == 0

@@ -16,7 +16,7 @@ from .journal import Journal
 from .listeners import Listener
 from .logfiles import fill_standard_descriptors, outlives_the_terminal, redirected, speaking
 from .master import Master
-from .pidfile import claimed
+from .pidfile import Claim, claimed
 from .remote import Remote
 from .settings import Settings, file_name, settle
 
@@ -46,7 +46,7 @@ class Launch:
             redirected(settings.stdout_path, settings.stderr_path),
             speaking(self.logger, settings.log_path),
             self._last_words(),
-            claimed(pid_path) as unclaim,
+            claimed(pid_path) as claim,
             self.listening() as listeners,
         ):
             job = Job(
@@ -56,12 +56,19 @@ class Launch:
                 self.work,
                 listeners,
                 self.hooks,
-                self.renew,
+                lambda: self._renew(claim),
             )
             if settings.inline:
                 run_inline(job, self.remote)
             else:
-                Master(job, self.remote).run(unclaim)
+                Master(job, self.remote).run(claim.remove)
+
+    def _renew(self, claim: Claim) -> None:
+        """Before a new generation: what one may have lost, or would rather read anew."""
+        try:
+            self.renew()
+        finally:
+            claim.renew()
 
     @contextmanager
     def _last_words(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from .errors import BootError, ConfigError
@@ -16,37 +16,60 @@ from .forks import drop, keep_from_forks
 from .settings import FilePath, absolute
 
 
+class Claim:
+    """A file with our pid in it, locked. ``None``: nothing is held."""
+
+    def __init__(self, path: FilePath | None) -> None:
+        self._path = "" if path is None else absolute("pid_path", path)
+        self._fd = _written(self._path) if self._path else -1
+
+    def renew(self) -> None:
+        """Make the file again, if it was removed or replaced. Raises as ``claimed`` does."""
+        if self._path and not _is_at(self._path, self._fd):
+            fd = _written(self._path)  # first: at no time is there none that we hold
+            drop(self._fd)
+            self._fd = fd
+
+    def remove(self) -> None:
+        """Remove the file, if it is still ours, before the end: for who has signals in hand
+        that could end us first."""
+        with suppress(OSError):  # the directory is gone, or may not be written any more
+            if self._path and _is_at(self._path, self._fd):
+                os.unlink(self._path)
+
+    def release(self) -> None:
+        # In this order: whoever has the lock after us may have written there.
+        self.remove()
+        if self._path:
+            drop(self._fd)
+
+
 @contextmanager
-def claimed(path: FilePath | None) -> Iterator[Callable[[], None]]:
+def claimed(path: FilePath | None) -> Iterator[Claim]:
     """Hold the file, with our pid in it, and remove it afterwards if it is still ours.
 
-    Gives what removes it earlier, for who has signals in hand that could end us before.
     Raises BootError, which names the holder, if another process has it, and ConfigError
-    if there can be no such file. ``None``: nothing is held.
+    if there can be no such file.
     """
-    if path is None:
-        yield lambda: None
-        return
-    path = absolute("pid_path", path)
-    fd = keep_from_forks(_locked(path))
-
-    def remove() -> None:
-        with suppress(OSError):  # the directory is gone, or may not be written any more
-            if _is_at(path, fd):
-                os.unlink(path)
-
+    claim = Claim(path)
     try:
-        line = b"%d\n" % os.getpid()
-        try:
-            os.pwrite(fd, line, 0)
-            os.ftruncate(fd, len(line))
-        except OSError as error:  # a full disk
-            raise ConfigError(f"pid_path {path}: {error.strerror}") from error
-        yield remove
+        yield claim
     finally:
-        # Before the lock is free: whoever has it after us may have written there.
-        remove()
+        claim.release()
+
+
+def _written(path: str) -> int:
+    fd = keep_from_forks(_locked(path))
+    line = b"%d\n" % os.getpid()
+    try:
+        os.pwrite(fd, line, 0)
+        os.ftruncate(fd, len(line))
+    except OSError as error:  # a full disk
+        with suppress(OSError):
+            os.unlink(path)
         drop(fd)
+        raise ConfigError(f"pid_path {path}: {error.strerror}") from error
+    return fd
 
 
 def _locked(path: str) -> int:
