@@ -75,7 +75,8 @@ class Master:
         busy = sum(1 for w in workers if self._board.get(w.slot, SINCE))
         retiring = sum(1 for w in workers if w.retiring)
         return (
-            f"<Master pid={os.getpid()}: {len(workers)} workers, {busy} busy, {retiring} retiring>"
+            f"<Master pid={os.getpid()}: {len(workers)} workers, {busy} busy, "
+            f"{retiring} retiring, generation {self._pool.generation}>"
         )
 
     def run(self, at_the_end: Callable[[], object]) -> None:

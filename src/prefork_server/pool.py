@@ -161,6 +161,7 @@ class Pool:
         staying = [w for w in serving if self._holds_place(w, now_ns)]
         leaving = [w for w in serving if not self._holds_place(w, now_ns)]
         proven = self._is_proven(now_ns)
+        # Whoever has been ready for so long was of use, which may change what is to be done.
         alarms += [
             self.board.get(worker.slot, READY) + _HEALTHY_NS
             for worker in staying
@@ -175,6 +176,7 @@ class Pool:
         replaced = due[: max(0, successors + len(due) - self.wanted)]
         most = self.wanted + (self._spare() if proven else 1)
         left = due[len(replaced) :]
+        # Beyond what is wanted, or than there is room for beside those who are due.
         surplus = fresh[min(self.wanted, most - len(left)) :]
         serves = self._reloading and not self.stopping and (proven or not self.wanted)
         serves = serves and not any(w.generation < self.generation for w in left)
