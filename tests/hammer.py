@@ -1,7 +1,8 @@
-"""Clients that knock without pause, each time with a new connection."""
+"""Clients that knock without pause, each time with a new connection, or on a kept one."""
 
 import socket
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -44,21 +45,88 @@ class Hammer:
     def _run(self) -> None:
         while not self._stop.wait(self.pause) if self.pause else not self._stop.is_set():
             outcome = ask_once(self.address, self.word)
-            with self._changed:
-                self.counts[outcome] += 1
-                self._changed.notify_all()
+            self._count(outcome)
             if outcome == "refused":
                 return
 
+    def _count(self, outcome: str) -> None:
+        with self._changed:
+            self.counts[outcome] += 1
+            self._changed.notify_all()
+
+
+@dataclass
+class HTTPHammer(Hammer):
+    """Clients that ask for ``/``, with a new connection for each request or, ``keeping``, for
+    as long as the server keeps it.
+
+    ``closed``: a kept connection that ended, unannounced, before the first byte of an answer.
+    A client may ask again then, and a server should not make it.
+    """
+
+    keeping: bool = False
+    longest: float = 0.0  # seconds that one of them waited for an answer
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                client = connected(self.address)
+            except OSError:
+                self._count("refused")
+                return
+            with client:
+                self._stay(client)
+
+    def _stay(self, client: socket.socket) -> None:
+        option = b"" if self.keeping else b"Connection: close\r\n"
+        request = b"GET / HTTP/1.1\r\nHost: a\r\n" + option + b"\r\n"
+        asked, kept = 0, True
+        while kept and not self._stop.is_set():
+            began = time.monotonic()
+            outcome, kept = ask_http(client, request)
+            self.longest = max(self.longest, time.monotonic() - began)
+            self._count("lost" if outcome == "closed" and not asked else outcome)
+            asked += 1
+
+
+def ask_http(client: socket.socket, request: bytes) -> tuple[str, bool]:
+    """How it ended, and whether the connection is kept."""
+    answer = b""
+    try:
+        client.sendall(request)
+        while b"\r\n\r\n" not in answer:
+            if not (more := client.recv(65536)):
+                return "lost" if answer else "closed", False
+            answer += more
+        head, _, body = answer.partition(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        while len(body) < int(fields[b"content-length"]):
+            if not (more := client.recv(65536)):
+                return "lost", False
+            body += more
+    except OSError:
+        return "lost" if answer else "closed", False
+    good = head.startswith(b"HTTP/1.1 200 ") and len(body) == int(fields[b"content-length"])
+    return "served" if good else "lost", fields.get(b"connection") != b"close"
+
+
+def connected(address: Address) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    client.settimeout(30)
+    try:
+        client.connect(address)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
 
 def ask_once(address: Address, word: bytes) -> str:
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    with socket.socket(family) as client:
-        client.settimeout(30)
-        try:
-            client.connect(address)
-        except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
-            return "refused"
+    try:
+        client = connected(address)
+    except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
+        return "refused"
+    with client:
         try:
             client.sendall(word)
             client.shutdown(socket.SHUT_WR)

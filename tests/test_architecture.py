@@ -17,8 +17,30 @@ HTTP = {
 EVERYTHING = MODULES | HTTP
 
 GROUND = {"errors", "scoreboard", "signals", "forks"}
-EDGES = {"listeners", "acceptor", "connection", "vigil", "reports", "titles", "logfiles", "systemd"}
-ROLES = {"job", "pool", "handle", "worker", "master", "remote", "journal", "rotation", "upgrade"}
+EDGES = {
+    "listeners",
+    "acceptor",
+    "connection",
+    "vigil",
+    "reaper",
+    "reports",
+    "terminal",
+    "titles",
+    "logfiles",
+    "systemd",
+}
+ROLES = {
+    "job",
+    "plan",
+    "pool",
+    "handle",
+    "worker",
+    "master",
+    "remote",
+    "journal",
+    "rotation",
+    "upgrade",
+}
 MAY_IMPORT = {
     "errors": set(),
     "scoreboard": set(),
@@ -29,6 +51,10 @@ MAY_IMPORT = {
     "connection": {"vigil"},
     "reports": set(),
     "titles": set(),
+    "terminal": {"scoreboard"},
+    "reaper": set(),
+    "wear": {"scoreboard", "settings"},
+    "plan": {"scoreboard"},
     "logfiles": {"errors", "forks", "settings"},
     "pidfile": {"errors", "forks", "inheritance", "settings"},
     "daemon": {"errors", "forks", "logfiles", "signals"},
@@ -37,21 +63,16 @@ MAY_IMPORT = {
     "peers": {"errors"},
     "privileges": {"errors", "settings"},
     "acceptor": {"connection", "vigil", "scoreboard"},
-    "pool": {"scoreboard", "settings"},
-    "job": {
-        "listeners",
-        "privileges",
-        "settings",
-        "pool",
-        "handle",
-    },  # the last two for their types alone
+    "pool": {"scoreboard", "settings", "plan"},
+    # The last two for their types alone.
+    "job": {"listeners", "privileges", "settings", "plan", "handle"},
     "remote": {"job", "signals", "handle"},
     "systemd": {"errors", "scoreboard"},
-    "journal": {"pool", "systemd"},
-    "handle": GROUND | EDGES | {"settings", "job"},
+    "journal": {"plan", "systemd"},
+    "handle": GROUND | EDGES | {"settings", "job", "wear"},
     "worker": GROUND | EDGES | {"settings", "job", "handle"},
     "upgrade": GROUND | {"inheritance", "journal", "listeners", "pidfile"},
-    "rotation": {"scoreboard", "logfiles", "pool", "journal"},
+    "rotation": {"scoreboard", "logfiles", "plan", "journal"},
     "master": GROUND | EDGES | {"settings", "inheritance", "pidfile"} | ROLES - {"master"},
     "elsewhere": set(),
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},
@@ -90,7 +111,7 @@ MAY_CALL = {
     "os.kill": {"master", "testing", "upgrade"},
     "os.killpg": set(),
     "signal.pidfd_send_signal": {"master", "testing"},
-    "os.waitpid": {"master", "daemon", "upgrade"},
+    "os.waitpid": {"reaper", "daemon", "upgrade"},
     "os._exit": {"master", "handle", "worker", "daemon", "upgrade"},
     "sys.exit": set(),
     "time.time": {"http.handler"},  # for Date; durations are monotonic
@@ -165,8 +186,9 @@ def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:
 
 
 def test_the_pool_knows_no_system_and_no_clock() -> None:
-    assert not _imported(MODULES["pool"]) & {"os", "time", "socket", "select", "threading"}
-    assert _calls(MODULES["pool"]) & {"signal.signal", "signal.pthread_kill"} == set()
+    for module in ("plan", "pool"):
+        assert not _imported(MODULES[module]) & {"os", "time", "socket", "select", "threading"}
+    assert _calls(MODULES["plan"]) & {"signal.signal", "signal.pthread_kill"} == set()
 
 
 @pytest.mark.parametrize("call", MAY_CALL)

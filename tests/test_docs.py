@@ -206,7 +206,7 @@ def test_what_ctrl_backslash_sends_to_all_is_a_graceful_stop(start: Starter) -> 
 
 
 @pytest.mark.processes
-def test_ttin_is_heard_by_a_daemon_and_hup_ends_it(start: Starter, tmp_path: Path) -> None:
+def test_ttin_is_heard_by_a_daemon_and_hup_reloads_it(start: Starter, tmp_path: Path) -> None:
     launcher = start.script(ROOT / "examples" / "daemon.py")
     pid = int(launcher.saw(r"started, pid (\d+)")[0][1])
     pidfd = os.pidfd_open(pid)
@@ -214,13 +214,16 @@ def test_ttin_is_heard_by_a_daemon_and_hup_ends_it(start: Starter, tmp_path: Pat
         signal.pidfd_send_signal(pidfd, signal.SIGTTIN)
         eventually(lambda: len([p for p in children(pid) if alive(p)]) == 3)  # TTIN was heard
         signal.pidfd_send_signal(pidfd, signal.SIGHUP)
+        log = tmp_path / "ticker.log"
+        eventually(lambda: "generation 2 serves" in log.read_text())
+        signal.pidfd_send_signal(pidfd, signal.SIGQUIT)
         assert select.select([pidfd], [], [], PATIENCE)[0]
     finally:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
-    log = (tmp_path / "ticker.log").read_text()
-    assert "SIGHUP: stopping 3 workers gracefully" in log and "reaped: killed" not in log
+    said = log.read_text()
+    assert "SIGHUP: reloading 3 workers, generation 2" in said and "reaped: killed" not in said
 
 
 # Form

@@ -164,6 +164,31 @@ def test_it_is_found_again_after_a_change_of_directory(
     assert not path.exists()
 
 
+def test_one_that_was_removed_or_replaced_can_be_made_again_and_then_is_ours(path: Path) -> None:
+    with claimed(path) as claim:
+        claim.renew()  # nothing to do
+        path.unlink()
+        claim.renew()
+        assert path.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(BootError, match=f"already running: pid {os.getpid()}"):
+            claimed(path).__enter__()
+        path.with_name("another").write_text("1\n")
+        path.with_name("another").rename(path)
+        claim.renew()
+        assert path.read_text() == f"{os.getpid()}\n"
+    assert not path.exists()
+
+
+def test_one_that_somebody_else_has_by_now_stays_theirs(path: Path) -> None:
+    with claimed(path) as claim:
+        path.unlink()
+        with claimed(path), pytest.raises(BootError, match="already running"):
+            claim.renew()
+        assert not path.exists()
+        claim.renew()
+        assert path.exists()
+
+
 def test_a_fork_does_not_hold_the_lock(path: Path) -> None:
     with claimed(path):
         reader, writer = os.pipe()

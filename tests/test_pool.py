@@ -9,20 +9,25 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from prefork_server.pool import Death, Plan, Pool, WorkerHandle
+from prefork_server.plan import Death, Plan, WorkerHandle
+from prefork_server.pool import Pool
 from prefork_server.scoreboard import (
     ASKS_STOP,
     DEADLINE,
     DRAIN,
     DRAIN_ONCE,
+    DUE,
     LEAVING,
+    MEMORY,
     NEVER,
     READY,
     REQUESTS,
     RETIRE,
     SECOND,
     STAY,
+    TOO_LARGE,
     WISH,
+    WORN,
     Scoreboard,
 )
 from prefork_server.settings import Settings
@@ -92,6 +97,8 @@ def plan(pool: Pool, at: float = 0.0, awake_since: float = 0.0) -> Plan:
 def carry_out(pool: Pool, at: float = 0.0) -> Plan:
     """Plan, and have it done."""
     todo = plan(pool, at)
+    if todo.reload:
+        pool.reloaded()
     for worker in todo.suspect:
         pool.suspected(worker, ns(at))
     for worker in todo.kill:
@@ -102,6 +109,8 @@ def carry_out(pool: Pool, at: float = 0.0) -> Plan:
         pool.told_to_retire(worker, ns(at))
     for slot in todo.fork:
         fork(pool, slot, at)
+    if todo.serves:
+        pool.settled()
     return todo
 
 
@@ -123,7 +132,8 @@ def slots(workers: Iterable[WorkerHandle]) -> list[int]:
 
 
 def is_empty(todo: Plan) -> bool:
-    return not (todo.fork or todo.retire or todo.suspect or todo.end or todo.kill)
+    done = todo.fork or todo.retire or todo.suspect or todo.end or todo.kill
+    return not (done or todo.reload or todo.serves)
 
 
 def rest_of(pool: Pool, slot: int, since: float) -> float:
@@ -930,3 +940,329 @@ def test_a_door_that_stays_ajar_is_told_to_whoever_drains_the_queue() -> None:
     pool.stop(hurry=False)  # again: the door is what it was
     carry_out(pool)
     assert [pool.board.get(slot, WISH) for slot in (1, 2)] == [DRAIN_ONCE, DRAIN_ONCE]
+
+
+# Due
+
+
+def wear_out(pool: Pool, slot: int) -> None:
+    pool.board.set(slot, DUE, WORN)
+
+
+def reload(pool: Pool, at: float = 0.0) -> None:
+    pool.reload_asked = True
+    todo = carry_out(pool, at)
+    assert todo == Plan(reload=True, wake_ns=ns(at))
+
+
+def prove(pool: Pool, slot: int, at: float) -> None:
+    """It is ready, and has served somebody."""
+    boot(pool, slot, at)
+    serve(pool, slot)
+
+
+def retire_in(pool: Pool, slot: int, at: float) -> Plan:
+    """It goes, as it was told to."""
+    die(pool, slot, at, status=0)
+    return carry_out(pool, at)
+
+
+def test_one_that_is_due_goes_when_its_successor_is_ready_and_not_before() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    wear_out(pool, 1)
+    todo = carry_out(pool, at=1)
+    assert todo.fork == (3,) and todo.retire == NOTHING
+    assert is_empty(plan(pool, at=1.5))
+    boot(pool, 3, at=2)
+    assert slots(carry_out(pool, at=2).retire) == [1]
+    assert is_empty(plan(pool, at=2))
+    assert is_empty(retire_in(pool, 1, at=2.1))
+
+
+def test_only_a_tenth_more_than_are_wanted_are_there_for_those_who_are_due() -> None:
+    for workers, more in [(1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (40, 4)]:
+        pool = Pool(Settings(workers=workers), Scoreboard(100), 99, lambda: 0.5)
+        for slot in range(1, workers + 1):
+            fork(pool, slot)
+            boot(pool, slot)
+            wear_out(pool, slot)
+        assert len(carry_out(pool, at=1).fork) == more
+        assert is_empty(plan(pool, at=1))
+
+
+def test_recycling_of_all_at_once_goes_on_in_steps_of_a_tenth() -> None:
+    pool = Pool(Settings(workers=20), Scoreboard(100), 99, lambda: 0.5)
+    for slot in range(1, 21):
+        fork(pool, slot)
+        boot(pool, slot)
+        wear_out(pool, slot)
+    at, steps = 1.0, 0
+    while any(pool.is_due(worker) for worker in pool if not worker.retiring):
+        steps += 1
+        for worker in [worker for worker in pool if worker.retiring]:
+            die(pool, worker.slot, at, status=0)
+        carry_out(pool, at)
+        assert len([w for w in pool if not w.retiring]) <= 22
+        assert len(list(pool)) <= 22
+        for worker in pool:
+            if not pool.ready(worker):
+                boot(pool, worker.slot, at)
+        assert len(carry_out(pool, at).retire) <= 2
+        at += 0.01
+    assert steps == 10
+
+
+def test_one_that_does_not_go_keeps_the_next_successor_waiting_for_a_second() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    wear_out(pool, 1)
+    wear_out(pool, 2)
+    carry_out(pool, at=1)
+    boot(pool, 3, at=2)
+    assert slots(carry_out(pool, at=2).retire) == [1]
+    todo = plan(pool, at=3 - MOMENT)
+    assert is_empty(todo) and todo.wake_ns == ns(3)
+    assert plan(pool, at=3).fork == (4,)
+
+
+def test_one_that_is_due_and_dies_is_replaced_and_no_successor_is_too_many() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    wear_out(pool, 1)
+    carry_out(pool, at=1)
+    boot(pool, 3, at=1)
+    die(pool, 1, at=1)
+    assert is_empty(plan(pool, at=1))
+
+
+def test_the_end_of_one_that_was_due_is_planned() -> None:
+    pool = a_pool(workers=1, running=[1])
+    wear_out(pool, 1)
+    carry_out(pool, at=0.1)
+    boot(pool, 2, at=0.1)
+    carry_out(pool, at=0.1)
+    assert die(pool, 1, at=0.1, status=0).expected  # though it served nobody in its 0.1 s
+    pool.wanted = 2
+    assert plan(pool, at=0.1).fork == (1,)  # at once: its slot is none that fails
+
+
+def test_one_that_is_due_says_why_it_goes() -> None:
+    pool = a_pool(workers=4, running=[1, 2, 3, 4])
+    wear_out(pool, 1)
+    pool.board.set(1, REQUESTS, 1043)
+    pool.board.set(2, DUE, TOO_LARGE)
+    pool.board.set(2, MEMORY, 312 << 20)
+    pool.board.set(3, DUE, -1)
+    pool.board.set(3, REQUESTS, -1)
+    said = [pool.why_retired(worker_in(pool, slot)) for slot in (1, 2, 3, 4)]
+    assert said == [
+        "served 1043 requests, replaced",
+        "holds 312 MiB, replaced",
+        "served 0 requests, replaced",
+        "no longer wanted",
+    ]
+    reload(pool, at=1)
+    assert pool.why_retired(worker_in(pool, 4)) == "replaced"
+
+
+def test_a_reload_replaces_one_after_the_other_and_then_serves() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    reload(pool, at=1)
+    assert carry_out(pool, at=1).fork == (3,)
+    assert worker_in(pool, 3).generation == pool.generation == 2
+    prove(pool, 3, at=2)
+    assert slots(carry_out(pool, at=2).retire) == [1]
+    todo = retire_in(pool, 1, at=2)
+    assert todo.fork == (1,) and not todo.serves
+    boot(pool, 1, at=2)
+    todo = carry_out(pool, at=2)
+    assert slots(todo.retire) == [2] and todo.serves
+    assert is_empty(plan(pool, at=2)) and pool.generation == 2
+
+
+def test_of_a_new_generation_there_is_one_more_until_it_was_of_use() -> None:
+    pool = Pool(Settings(workers=40), Scoreboard(100), 99, lambda: 0.5)
+    for slot in range(1, 41):
+        fork(pool, slot)
+        boot(pool, slot)
+    reload(pool, at=1)
+    assert carry_out(pool, at=1).fork == (41,)
+    boot(pool, 41, at=2)
+    todo = plan(pool, at=3 - MOMENT)  # it is ready, which is not enough
+    assert is_empty(todo) and todo.wake_ns == ns(3)
+    todo = carry_out(pool, at=3)
+    assert slots(todo.retire) == [1] and todo.fork == (42, 43, 44)
+
+
+def test_the_first_of_a_generation_that_cannot_boot_meets_the_back_off_and_replaces_nobody() -> (
+    None
+):
+    pool = a_pool(workers=2, running=[1, 2])
+    reload(pool, at=1)
+    carry_out(pool, at=1)
+    death = die(pool, 3, at=1)
+    assert death.serves_on == 1 and death.generation == 2 and pool.reload_failed
+    assert carry_out(pool, at=1).fork == (3,)
+    death = die(pool, 3, at=1)
+    assert rest_of(pool, 3, since=1) == 1
+    assert not any(worker.retiring for worker in pool)
+
+
+def test_one_that_hangs_at_its_boot_is_killed_and_replaces_nobody() -> None:
+    pool = a_pool(workers=2, running=[1, 2], boot_timeout=5, timeout=None)
+    reload(pool, at=1)
+    carry_out(pool, at=1)
+    carry_out(pool, at=6)
+    todo = carry_out(pool, at=6.1)
+    assert slots(todo.kill) == [3] and todo.retire == NOTHING
+    assert die(pool, 3, at=6.1, status=-9).serves_on == 1
+
+
+def test_one_that_dies_after_it_was_ready_has_failed_unless_it_served_somebody() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    reload(pool, at=1)
+    carry_out(pool, at=1)
+    boot(pool, 3, at=1)
+    assert die(pool, 3, at=1.5).serves_on == 1
+    carry_out(pool, at=1.5)
+    prove(pool, 3, at=1.6)
+    assert die(pool, 3, at=1.7).serves_on == 0
+    todo = carry_out(pool, at=1.7)
+    assert todo.fork == (3,) and todo.retire == NOTHING
+    boot(pool, 3, at=1.8)  # now the generation has shown that it is of use
+    assert slots(carry_out(pool, at=1.8).retire) == [1]
+
+
+def test_an_old_one_that_dies_while_the_new_generation_fails_is_replaced() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    reload(pool, at=1)
+    carry_out(pool, at=1)
+    die(pool, 3, at=1)
+    die(pool, 2, at=1)
+    assert carry_out(pool, at=1).fork == (2, 3)
+    assert [worker.generation for worker in pool] == [1, 2, 2]
+
+
+def test_a_reload_that_is_asked_for_while_one_is_under_way_comes_after_it() -> None:
+    pool = a_pool(workers=1, running=[1])
+    reload(pool, at=1)
+    carry_out(pool, at=1)
+    pool.reload_asked = True
+    assert is_empty(plan(pool, at=1))
+    prove(pool, 2, at=2)
+    todo = carry_out(pool, at=2)
+    assert slots(todo.retire) == [1] and todo.serves and todo.wake_ns == ns(2)
+    assert carry_out(pool, at=2).reload and pool.generation == 3
+
+
+def test_a_reload_that_has_failed_gives_way_to_the_next_at_once() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    reload(pool, at=1)
+    for _ in range(4):
+        carry_out(pool, at=1)
+        false_start_of_what_is_there(pool, at=1)
+    assert rest_of(pool, 3, since=1) > 0
+    reload(pool, at=1)
+    assert carry_out(pool, at=1).fork == (3,)
+    assert worker_in(pool, 3).generation == 3 and not pool.reload_failed
+
+
+def false_start_of_what_is_there(pool: Pool, at: float) -> None:
+    for worker in pool:
+        if worker.generation == pool.generation:
+            die(pool, worker.slot, at)
+
+
+def test_while_a_failed_reload_tries_again_the_next_one_waits_for_what_comes_of_it() -> None:
+    pool = a_pool(workers=1, running=[1])
+    reload(pool, at=1)
+    carry_out(pool, at=1)
+    die(pool, 2, at=1)
+    carry_out(pool, at=1)
+    pool.reload_asked = True
+    assert is_empty(plan(pool, at=1.5))
+    die(pool, 2, at=1.5)
+    assert plan(pool, at=1.5).reload
+
+
+def test_a_reload_while_the_first_ones_boot_sends_those_away_first() -> None:
+    pool = a_pool(workers=3, running=[1])
+    carry_out(pool, at=0)
+    reload(pool, at=0.1)
+    assert carry_out(pool, at=0.1).fork == (4,)
+    prove(pool, 4, at=0.2)
+    assert slots(plan(pool, at=0.2).retire) == [2]  # which boots, and not 1, which serves
+
+
+def test_a_reload_in_the_middle_of_recycling_keeps_no_more_than_the_old_ones() -> None:
+    pool = Pool(Settings(workers=20), Scoreboard(100), 99, lambda: 0.5)
+    for slot in range(1, 21):
+        fork(pool, slot)
+        boot(pool, slot)
+    wear_out(pool, 1)
+    wear_out(pool, 2)
+    assert carry_out(pool, at=1).fork == (21, 22)
+    reload(pool, at=1)
+    assert slots(carry_out(pool, at=1).retire) == [21, 22]  # they boot, and are old already
+
+
+def test_nobody_is_reloaded_while_stopping() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    reload(pool, at=1)
+    carry_out(pool, at=1)
+    pool.stop(hurry=False)
+    pool.reload_asked = True
+    todo = carry_out(pool, at=1)
+    assert slots(todo.retire) == [3, 1, 2] and not (todo.serves or todo.reload)
+    assert is_empty(plan(pool, at=1))
+
+
+def test_fewer_are_wanted_in_the_middle_of_a_reload() -> None:
+    pool = a_pool(workers=3, running=[1, 2, 3])
+    reload(pool, at=1)
+    carry_out(pool, at=1)
+    pool.wanted = 2
+    todo = carry_out(pool, at=1)
+    assert slots(todo.retire) == [1] and todo.fork == ()
+    pool.wanted = 0
+    todo = carry_out(pool, at=1)
+    assert slots(todo.retire) == [4, 2, 3] and todo.serves
+    pool.wanted = 1
+    assert carry_out(pool, at=1).fork == (5,)
+    assert worker_in(pool, 5).generation == 2
+
+
+def test_a_successor_that_still_boots_goes_before_one_that_serves() -> None:
+    pool = Pool(Settings(workers=20), Scoreboard(100), 99, lambda: 0.5)
+    for slot in range(1, 21):
+        fork(pool, slot)
+        boot(pool, slot)
+        wear_out(pool, slot)
+    carry_out(pool, at=1)
+    boot(pool, 22, at=1)
+    assert slots(carry_out(pool, at=1).retire) == [1]
+    pool.wanted = 19  # of which a tenth is one
+    assert slots(carry_out(pool, at=1).retire) == [2]
+    pool.wanted = 0
+    assert slots(plan(pool, at=1).retire)[:2] == [22, 21]
+
+
+def test_a_reload_of_nobody_is_done_at_once() -> None:
+    pool = a_pool(workers=2, running=[1, 2])
+    pool.wanted = 0
+    carry_out(pool, at=1)
+    die(pool, 1, at=1, status=0)
+    die(pool, 2, at=1, status=0)
+    reload(pool, at=2)
+    assert carry_out(pool, at=2).serves
+    assert is_empty(plan(pool, at=2))
+
+
+def test_a_reload_before_anybody_was_ready_changes_nothing_about_the_first_generation() -> None:
+    pool = a_pool(workers=2)
+    carry_out(pool)
+    reload(pool, at=0.1)
+    carry_out(pool, at=0.1)
+    assert die(pool, 3, at=0.2).serves_on == 0
+    die(pool, 1, at=0.2)
+    assert not pool.first_generation_failed()
+    die(pool, 2, at=0.2)
+    assert pool.first_generation_failed()

@@ -37,14 +37,6 @@ def test_term_and_int_do_not_run_the_code_after_the_loop(start: Starter, signum:
     server.saw(r"run\(\) returned")
 
 
-def test_a_hangup_stops_gracefully(start: Starter) -> None:
-    server = start(LOOP).all_ready(2)
-    server.saw("began", times=2)
-    server.signal(signal.SIGHUP)
-    assert server.wait() == 0
-    assert server.count("ran the code after the loop") == 2
-
-
 def test_ttin_makes_three_of_two_and_ttou_ends_one_gracefully(start: Starter) -> None:
     server = start(LOOP).all_ready(2)
     server.signal(signal.SIGTTIN)

@@ -18,11 +18,13 @@ from typing import TypeAlias
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from prefork_server.pool import Plan, Pool, WorkerHandle
+from prefork_server.plan import Plan, WorkerHandle
+from prefork_server.pool import Pool
 from prefork_server.scoreboard import (
     ASKS_STOP,
     DEADLINE,
     DRAIN,
+    DUE,
     LEAVING,
     NEVER,
     READY,
@@ -30,6 +32,7 @@ from prefork_server.scoreboard import (
     RETIRE,
     SECOND,
     WISH,
+    WORN,
     Scoreboard,
     in_ns,
 )
@@ -179,10 +182,13 @@ class World:
             assert self.pool.stopping or not self.was_ready, "gave up, and yet one was ready"
             self.start()
             return
-        todo = self.plan()
-        check_plan(self, todo)
-        self.carry_out(todo)
-        check_state(self)
+        while True:
+            todo = self.plan()
+            check_plan(self, todo)
+            self.carry_out(todo)
+            check_state(self)
+            if not (todo.reload or todo.serves):
+                break
         check_rest(self)
         self.set_alarm()
 
@@ -197,6 +203,8 @@ class World:
             del self.lives[life.handle.pid]
 
     def carry_out(self, todo: Plan) -> None:
+        if todo.reload:
+            self.pool.reloaded()
         for worker in todo.suspect:
             self.pool.suspected(worker, self.now_ns)
             self.lives[worker.pid].suspected_ns = self.now_ns
@@ -214,6 +222,8 @@ class World:
             self.leave(self.lives[worker.pid], self.now_ns)
         for slot in todo.fork:
             self.fork(slot)
+        if todo.serves:
+            self.pool.settled()
 
     def fork(self, slot: int) -> None:
         allowed_ns = in_ns(self.settings.boot_timeout)
@@ -269,7 +279,8 @@ class World:
 
 
 def is_empty(todo: Plan) -> bool:
-    return not (todo.fork or todo.retire or todo.suspect or todo.end or todo.kill)
+    done = todo.fork or todo.retire or todo.suspect or todo.end or todo.kill
+    return not (done or todo.reload or todo.serves)
 
 
 def check_plan(world: World, todo: Plan) -> None:
@@ -283,6 +294,33 @@ def check_plan(world: World, todo: Plan) -> None:
     assert world.was_ready or not world.failed & set(todo.fork), "a second try at the first start"
     for worker in todo.kill:
         check_kill(world, world.lives[worker.pid])
+    check_succession(world, todo)
+
+
+def check_succession(world: World, todo: Plan) -> None:
+    """Successor first, and never more of them than there is room for."""
+    pool, now_ns = world.pool, world.now_ns
+    assert not (todo.reload and pool.stopping), "a reload while stopping"
+    serving = [w for w in pool if not (w.retiring or w in todo.retire)]
+    forks = len(todo.fork)
+    if forks and len(serving) + forks > pool.wanted:
+        parting = [w for w in pool if w.retiring and now_ns - w.told_ns < SECOND]
+        assert any(map(pool.is_due, serving)), "more than are wanted, and for nobody"
+        assert len(serving) + len(parting) + forks <= pool.wanted + spare(pool)
+    replaced = [w for w in todo.retire if pool.is_due(w) and not is_leaving(world, w)]
+    if any(map(pool.ready, replaced)):
+        ready = [w for w in serving if pool.ready(w)]
+        assert len(ready) >= pool.wanted, "told to go before its successor was ready"
+    if todo.serves:
+        assert not [w for w in serving if w.generation < pool.generation], "it serves, with others"
+
+
+def spare(pool: Pool) -> int:
+    return max(1, pool.wanted // 10)
+
+
+def is_leaving(world: World, worker: WorkerHandle) -> bool:
+    return world.board.get(worker.slot, LEAVING) != 0
 
 
 def check_kill(world: World, life: Life) -> None:
@@ -311,7 +349,8 @@ def check_state(world: World) -> None:
     pool, now_ns = world.pool, world.now_ns
     alive = [life for life in world.lives.values() if not life.handle.killed]
     serving = [life for life in alive if not life.handle.retiring]
-    assert len(serving) <= pool.wanted, "more than are wanted"
+    due = any(pool.is_due(life.handle) for life in serving)
+    assert len(serving) <= pool.wanted + (spare(pool) if due else 0), "more than are wanted"
     booting = [life for life in serving if not world.is_ready(life)]
     young = [life for life in booting if now_ns - life.handle.forked_ns < SECOND]
     assert len(young) <= max(1, world.cpus), "too many boot at once"
@@ -352,6 +391,8 @@ def comes_to_rest(world: World, _: int = 0) -> None:
     assert len(world.lives) == world.pool.wanted
     assert all(map(world.is_ready, world.lives.values()))
     assert not any(life.handle.retiring for life in world.lives.values())
+    assert not any(world.pool.is_due(life.handle) for life in world.lives.values())
+    assert not world.pool.reload_asked
 
 
 def comes_to_an_end(world: World, hurry: bool) -> None:
@@ -460,6 +501,19 @@ def winch(world: World, number: int) -> None:
     world.pool.wanted = 0
 
 
+def hup(world: World, number: int) -> None:
+    if not world.pool.stopping:
+        world.pool.reload_asked = True
+
+
+def is_worn(world: World, number: int) -> None:
+    """It has served for long enough: one of them, or all."""
+    for life in list(world.lives.values()) if number % 4 == 0 else [somebody(world, number)]:
+        if life and world.is_beating(life):
+            world.board.set(life.slot, REQUESTS, 1000)
+            world.board.set(life.slot, DUE, WORN)
+
+
 def quits(world: World, number: int) -> None:
     world.stop(hurry=False)
 
@@ -487,6 +541,8 @@ OFTEN: tuple[Happening, ...] = (
     master_sleeps,
     ttin,
     ttou,
+    hup,
+    is_worn,
 )
 SELDOM: tuple[Happening, ...] = (comes_to_rest, winch, quits, term, asks_for_a_stop)
 

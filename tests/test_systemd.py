@@ -54,12 +54,17 @@ def test_it_is_told_when_the_server_is_ready_how_it_is_and_when_it_stops(
 ) -> None:
     server = start("serve(Echo, workers=2)", env=environment(init)).ready()
     assert f"MAINPID={server.pid}" in init.hears("READY=1")
-    init.hears("STATUS=0/2 workers busy")
+    init.hears("STATUS=0/2 workers busy, generation 1")
     with server.connect() as client:
         client.sendall(b"hello")
         assert client.recv(10) == b"hello"
-        init.hears("STATUS=1/2 workers busy")
-    init.hears("STATUS=0/2 workers busy")
+        init.hears("STATUS=1/2 workers busy, generation 1")
+    init.hears("STATUS=0/2 workers busy, generation 1")
+    server.signal(signal.SIGHUP)
+    stamp = next(line for line in init.hears("RELOADING=1") if line.startswith("MONOTONIC_USEC="))
+    assert abs(int(stamp.partition("=")[2]) - time.monotonic_ns() // 1000) < PATIENCE * 1_000_000
+    init.hears("READY=1")
+    init.hears("STATUS=0/2 workers busy, generation 2")
     server.signal(signal.SIGQUIT)
     init.hears("STOPPING=1")
     assert server.wait() == 0

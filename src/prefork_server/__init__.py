@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .handle import MasterHandle, current_master
     from .job import Hooks
     from .mixin import PreforkMixIn
-    from .pool import Death
+    from .plan import Death
     from .preforker import Preforker
     from .servers import (
         PreforkTCPServer,
@@ -35,7 +35,7 @@ _HOMES = {
     "connection": ("Connection",),
     "errors": ("BindError", "BootError", "ConfigError", "PreforkError"),
     "job": ("Hooks",),
-    "pool": ("Death",),
+    "plan": ("Death",),
     "preforker": ("Preforker",),
     "mixin": ("PreforkMixIn",),
     "servers": (

@@ -38,6 +38,7 @@ from .scoreboard import (
 from .signals import Bell
 from .titles import Title
 from .vigil import Vigil
+from .wear import Wear
 
 _ANSWER = 0.5  # seconds for the master to say what it wants
 _QUIET = 0.1  # seconds without anybody in the queue: then it is empty
@@ -55,14 +56,17 @@ class Shared:
     title: Title
     life: int  # the read end of a pipe that ends when the master does
     master_pid: int
+    generation: int = 1
 
 
 class MasterHandle:
     """The master, as a worker sees it.
 
-    ``slot`` is the number of this worker, from 1; its successor has it again.
-    ``pid`` is the master's. ``logger`` is where the server logs. ``inline`` says that
-    there is none, and the worker is this process.
+    ``slot`` is the number of this worker, from 1: nobody else has it while this lives. Who
+    replaces it after its death has it again; a successor that is there before that, as in a
+    reload, has another. ``generation`` is 1, and one more with each reload. ``pid`` is the
+    master's. ``logger`` is where the server logs. ``inline`` says that there is none, and
+    the worker is this process.
     """
 
     inline = False
@@ -70,6 +74,7 @@ class MasterHandle:
     def __init__(self, slot: int, job: Job, shared: Shared, bell: Bell) -> None:
         settings = job.settings
         self.slot = slot
+        self.generation: int = shared.generation
         self.pid: int = shared.master_pid
         self.logger: logging.Logger = job.logger
         self._board = shared.board
@@ -94,6 +99,8 @@ class MasterHandle:
         self._asks_stop = at(slot, ASKS_STOP)
         self._rotation = at(slot, ROTATION)
         self._newest_rotation = at(0, ROTATION)
+        self._wear = Wear(settings, self.logger, self._note, shared.bell.ring)
+        self._enough = self._wear.served_enough_at
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
         if job.listeners:
@@ -124,6 +131,8 @@ class MasterHandle:
         words[self._deadline] = time.monotonic_ns() + allowed_ns
         if words[self._rotation] != self._words[self._newest_rotation]:
             self._follow_rotation()
+        if self._wear.weighs and not self._acceptor:  # who accepts does it in between
+            self._wear.weigh()
         return not self._is_over()
 
     def wait(self, seconds: float) -> bool:
@@ -195,6 +204,8 @@ class MasterHandle:
                 self._follow_rotation()
             if self._is_over():
                 break
+            if self._wear.weighs:
+                self._wear.weigh()
             # Whoever is woken for a connection takes it before it obeys anything: the
             # kernel has told nobody else.
             ready = acceptor.wait(self._pause)
@@ -259,8 +270,10 @@ class MasterHandle:
         now_ns = time.monotonic_ns()
         words[self._deadline] = now_ns + self._patience_ns  # the handler has all of it
         words[self._since] = now_ns
-        words[self._requests] += 1
-        self._title.show_busy(words[self._requests])
+        words[self._requests] = count = words[self._requests] + 1
+        if count == self._enough:
+            self._wear.served_enough()
+        self._title.show_busy(count)
         self._last_guest = None
         self._board.set_peer(self.slot, peer)
 
@@ -271,6 +284,8 @@ class MasterHandle:
         words[self._deadline] = now_ns + self._patience_ns
         words[self._since] = now_ns
         words[self._requests] = count = words[self._requests] + 1
+        if count == self._enough:
+            self._wear.served_enough()
         self._title.show_busy(count)
         if self._last_guest is not guest:
             self._last_guest = guest
@@ -280,6 +295,10 @@ class MasterHandle:
         if self._own_words[self._since]:
             self._own_words[self._since] = 0
             self._title.show_idle()
+
+    def _has_not_asked(self) -> None:
+        """Who was taken last: his requests count, when they come."""
+        self._own_words[self._requests] -= 1
 
     def _be_ready(self) -> None:
         self._beat()
@@ -292,6 +311,9 @@ class MasterHandle:
         self._master_bell.ring()
 
     # How it works
+
+    def _note(self, field: int, value: int) -> None:
+        self._own_words[self._board.at(self.slot, field)] = value
 
     def _beat(self) -> None:
         self._own_words[self._deadline] = time.monotonic_ns() + self._patience_ns

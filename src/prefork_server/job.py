@@ -11,7 +11,7 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from .handle import MasterHandle
-    from .pool import Death
+    from .plan import Death
 
 
 def nothing(*_: object) -> None:
@@ -47,3 +47,4 @@ class Job:
     listeners: Sequence[Listener]
     hooks: Hooks
     identity: Identity | None = None  # whom the workers become
+    renew: Callable[[], object] = nothing  # in the master, before a new generation

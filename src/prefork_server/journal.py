@@ -1,7 +1,7 @@
 """What the master says: one record for each event, greppable, with extra fields.
 
-``extra`` has ``event``, ``worker`` (its slot, or None) and ``pid``. A log handler that
-fails costs nobody anything.
+``extra`` has ``event``, ``worker`` (its slot, or None), ``pid`` and ``generation``. A log
+handler that fails costs nobody anything.
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from .pool import Death, WorkerHandle
+from .plan import Death, WorkerHandle
 from .systemd import Notifier
 
 
@@ -38,6 +38,7 @@ class Journal:
             "event": event,
             "worker": worker.slot if worker else None,
             "pid": worker.pid if worker else self._master_pid,
+            "generation": worker.generation if worker else None,
         }
         if self._notifier:
             self._notifier.hear(event, self._master_pid)
@@ -72,22 +73,26 @@ class Journal:
             )
         return bool(names)
 
-    def kill(self, worker: WorkerHandle, fault: str, company: str, stack: str) -> None:
+    def kill(
+        self, worker: WorkerHandle, fault: str, company: str, stack: str, again: bool = False
+    ) -> None:
+        """``again``: in another try of a reload, whose failure has been told."""
         place = innermost(stack)
         at = f" at {place}" if place else ""
         self.say(
-            logging.ERROR,
+            logging.INFO if again else logging.ERROR,
             "killed",
             worker,
             "%s%s, killing%s%s",
             fault,
             at,
             company,
-            _below(stack),
+            "" if again else _below(stack),
         )
 
-    def death(self, worker: WorkerHandle, death: Death) -> None:
-        level = logging.INFO if death.expected else logging.ERROR
+    def death(self, worker: WorkerHandle, death: Death, again: bool = False) -> None:
+        """``again``: in another try of a reload, whose failure has been told."""
+        level = logging.INFO if death.expected or death.serves_on else logging.ERROR
         if death.status == 0 and not death.expected:
             level = logging.WARNING
         report = death.report
@@ -105,8 +110,13 @@ class Journal:
             death,
             death.age,
             death.requests,
-            _below(report),
+            "" if death.serves_on else _below(report),
         )
+        if death.serves_on and not again:
+            message = "reload failed, generation %d serves on; %s: %s%s"
+            report = "" if death.killed else death.report
+            said = death.serves_on, worker, death, _below(report)
+            self.say(logging.ERROR, "reload_failed", None, message, *said)
 
 
 def _below(text: str) -> str:

@@ -12,7 +12,7 @@ from .errors import ConfigError
 from .handle import MasterHandle
 from .inheritance import inheritance
 from .inline import run_inline
-from .job import Hooks, Job
+from .job import Hooks, Job, nothing
 from .journal import Journal
 from .listeners import Listener
 from .logfiles import (
@@ -23,7 +23,7 @@ from .logfiles import (
     speaking,
 )
 from .master import Master
-from .pidfile import claimed
+from .pidfile import Claim, claimed
 from .privileges import Identity, identity_of
 from .remote import Remote
 from .settings import Settings, file_name, settle
@@ -41,6 +41,7 @@ class Launch:
     hooks: Hooks
     listening: Callable[[], AbstractContextManager[Sequence[Listener]]]
     daemon: bool = False
+    renew: Callable[[], object] = nothing
 
     def run(self) -> None:
         """Returns when everybody is gone."""
@@ -60,12 +61,26 @@ class Launch:
             if identity:
                 self._hand_over(identity, listeners)
             job = Job(
-                settings, self.app_name, self.logger, self.work, listeners, self.hooks, identity
+                settings=settings,
+                app_name=self.app_name,
+                logger=self.logger,
+                work=self.work,
+                listeners=listeners,
+                hooks=self.hooks,
+                identity=identity,
+                renew=lambda: self._renew(claim),
             )
             if settings.inline:
                 run_inline(job, self.remote)
             else:
                 Master(job, self.remote, claim).run()
+
+    def _renew(self, claim: Claim) -> None:
+        """Before a new generation: what one may have lost, or would rather read anew."""
+        try:
+            self.renew()
+        finally:
+            claim.renew()
 
     def _hand_over(self, identity: Identity, listeners: Sequence[Listener]) -> None:
         """Give the workers what they may have to open again, and their clients the way in."""

@@ -24,7 +24,9 @@ from .job import Job
 from .journal import Journal
 from .logfiles import flush_streams
 from .pidfile import Claim
-from .pool import Death, Plan, Pool, WorkerHandle
+from .plan import Death, Plan, WorkerHandle
+from .pool import Pool
+from .reaper import reaped
 from .remote import Remote
 from .reports import Reports
 from .rotation import Rotation
@@ -32,6 +34,7 @@ from .scoreboard import SECOND, SINCE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
 from .systemd import Notifier
+from .terminal import Terminal, is_ours
 from .titles import Title
 from .upgrade import Upgrade
 from .worker import become_worker
@@ -63,9 +66,10 @@ class Master:
         self._relay = Relay()
         self._reports = Reports()
         self._title = Title(job.app_name)
-        # Off the main thread it is the program that is the service, and not we.
-        on_main_thread = threading.current_thread() is threading.main_thread()
-        self._notifier = Notifier() if on_main_thread else Notifier({})
+        self._terminal = Terminal()
+        self._on_main_thread = threading.current_thread() is threading.main_thread()
+        # On another it is the program that is the service, and not we.
+        self._notifier = Notifier(os.environ if self._on_main_thread else {})
         self._journal = Journal(job.logger, self._pid, self._notifier)
         self._say = self._journal.say
         self._rotation = Rotation(self._board, self._journal)
@@ -85,7 +89,8 @@ class Master:
         busy = sum(1 for w in workers if self._board.get(w.slot, SINCE))
         retiring = sum(1 for w in workers if w.retiring)
         return (
-            f"<Master pid={os.getpid()}: {len(workers)} workers, {busy} busy, {retiring} retiring>"
+            f"<Master pid={os.getpid()}: {len(workers)} workers, {busy} busy, "
+            f"{retiring} retiring, generation {self._pool.generation}>"
         )
 
     def run(self) -> None:
@@ -94,7 +99,7 @@ class Master:
             for listener in self._job.listeners:
                 listener.serve()
             with self._remote.ringing(self._inbox.bell), self._inbox.hearing(HEARD):
-                if threading.current_thread() is threading.main_thread():
+                if self._on_main_thread:
                     self._title.show("master")
                 try:
                     self._supervise()
@@ -122,7 +127,7 @@ class Master:
 
     def _status(self) -> str:
         busy = sum(1 for worker in self._pool if self._board.get(worker.slot, SINCE))
-        return f"{busy}/{len(self._pool)} workers busy"
+        return f"{busy}/{len(self._pool)} workers busy, generation {self._pool.generation}"
 
     def _now(self) -> int:
         """The time. Notices when we were asleep against our will, with the workers or without.
@@ -134,6 +139,7 @@ class Master:
             self._awake_since_ns = now_ns
             self._pool.overslept(now_ns - self._seen_ns)
         self._seen_ns = now_ns
+        self._terminal.look(now_ns)
         return now_ns
 
     def _nap(self, plan: Plan) -> float:
@@ -144,13 +150,18 @@ class Master:
     def _reap(self, now_ns: int) -> None:
         for worker, status in self._dead():
             report = self._reports.take(worker.slot)
+            again = self._tried_again(worker, now_ns)
             death = self._pool.died(worker, status, report, now_ns)
             self._forget(worker)
             # It may have been woken for a connection that it did not live to take.
             self._relay.wake_one()
-            self._journal.death(worker, death)
+            self._journal.death(worker, death, again)
             self._last_death = death
             self._run_hook("after_worker_exit", death)
+
+    def _tried_again(self, worker: WorkerHandle, now_ns: int) -> bool:
+        """Whether it was another try of a reload that has failed: its failure is no news."""
+        return self._pool.reload_failed and self._pool.serves_on(worker, now_ns) > 0
 
     def _forget(self, worker: WorkerHandle) -> None:
         pidfd = self._pidfds.pop(worker.pid, None)
@@ -161,27 +172,12 @@ class Master:
 
     def _dead(self) -> Iterator[tuple[WorkerHandle, int | None]]:
         """The workers that are gone, with their exit codes; None: somebody else reaped it."""
-        if self._pid == 1 and threading.current_thread() is threading.main_thread():
-            yield from self._dead_as_init()
-        for worker in self._pool:
-            try:
-                pid, status = os.waitpid(worker.pid, os.WNOHANG)
-            except ChildProcessError:
-                yield worker, None
-            else:
-                if pid:
-                    yield worker, os.waitstatus_to_exitcode(status)
-
-    def _dead_as_init(self) -> Iterator[tuple[WorkerHandle, int]]:
-        """Every orphan of the container becomes a child of process 1, and is no worker."""
         workers = {worker.pid: worker for worker in self._pool}
-        with suppress(ChildProcessError):
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                pid, status = found
-                if pid in workers:
-                    yield workers[pid], os.waitstatus_to_exitcode(status)
-                else:
-                    self._say(logging.DEBUG, "stranger", None, "reaped a stranger, pid=%d", pid)
+        for pid, status in reaped(workers, as_init=self._pid == 1 and self._on_main_thread):
+            if worker := workers.pop(pid, None):
+                yield worker, status
+            elif status is not None:
+                self._say(logging.DEBUG, "stranger", None, "reaped a stranger, pid=%d", pid)
 
     def _is_done(self) -> bool:
         """Whether nothing is left to do. Raises BootError if that is because nothing works."""
@@ -214,6 +210,8 @@ class Master:
     # Carry out
 
     def _carry_out(self, plan: Plan, now_ns: int) -> None:
+        if plan.reload:
+            self._reload()
         for worker in plan.suspect:
             self._pool.suspected(worker, now_ns)
             self._reports.take(worker.slot)  # from an earlier suspicion it may have outlived
@@ -225,20 +223,32 @@ class Master:
                 self._fault(worker, now_ns),
                 self._company(worker, now_ns),
                 self._reports.read(worker.slot),
+                self._tried_again(worker, now_ns),
             )
             self._signal(worker, signal.SIGKILL)
         for worker in plan.end:
             self._pool.told_to_end(worker, now_ns)
             self._signal(worker, signal.SIGTERM)
         for worker in plan.retire:
-            self._pool.told_to_retire(worker, now_ns)
             if not self._pool.stopping:
-                self._say(logging.INFO, "retiring", worker, "no longer wanted, retiring")
+                why = self._pool.why_retired(worker)
+                self._say(logging.INFO, "retiring", worker, "%s, retiring", why)
+            self._pool.told_to_retire(worker, now_ns)
             # The scoreboard says what is wanted of it; this only wakes it up.
             self._signal(worker, signal.SIGQUIT)
         for slot in plan.fork:
             if not self._fork(slot):
                 break
+        if plan.serves:
+            self._pool.settled()
+            self._say(logging.INFO, "reloaded", None, "generation %d serves", self._pool.generation)
+
+    def _reload(self) -> None:
+        self._journal.run_hook("renew", self._job.renew)
+        self._pool.reloaded()
+        count, generation = sum(not w.retiring for w in self._pool), self._pool.generation
+        message = "SIGHUP: reloading %d workers, generation %d"
+        self._say(logging.INFO, "reloading", None, message, count, generation)
 
     def _fault(self, worker: WorkerHandle, now_ns: int) -> str:
         """Why it is killed."""
@@ -316,6 +326,7 @@ class Master:
                 self._title,
                 self._life,
                 self._pid,
+                self._pool.generation,
             )
             become_worker(slot, self._job, shared, mask)
         finally:
@@ -330,7 +341,7 @@ class Master:
                 pool.wanted = min(MAX_WORKERS, pool.wanted + 1)
             case signal.SIGTTOU:
                 pool.wanted = max(0, pool.wanted - 1)
-            case signal.SIGWINCH if not _in_terminal():
+            case signal.SIGWINCH if not is_ours():
                 pool.wanted = 0
             case signal.SIGUSR1:
                 self._rotation.begin()
@@ -338,6 +349,8 @@ class Master:
                     self._signal(worker, signal.SIGUSR1)
             case signal.SIGUSR2:
                 self._upgrade.begin(time.monotonic_ns(), self._announced and not pool.stopping)
+            case signal.SIGHUP if not self._terminal.was_closed(time.monotonic_ns()):
+                pool.reload_asked = True
             case signal.SIGQUIT | signal.SIGHUP:
                 self._stop(signal.Signals(signum).name, hurry=False)
             case signal.SIGTERM | signal.SIGINT:
@@ -385,11 +398,3 @@ class Master:
 
     def _run_hook(self, name: str, *args: Any) -> None:
         self._journal.run_hook(name, getattr(self._job.hooks, name), *args)
-
-
-def _in_terminal() -> bool:
-    """Whether we run in the foreground of a terminal, which sends WINCH when it is resized."""
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:
-        return False

@@ -18,59 +18,90 @@ from .settings import FilePath, absolute
 
 
 class Claim:
-    """The file that is held. ``lock``: its path and descriptor, or None if there is none."""
+    """A file with our pid in it, locked. ``None``: nothing is held.
 
-    def __init__(self, lock: tuple[str, int] | None) -> None:
-        self.lock: tuple[str, int] | None = lock
+    A successor has the lock from its predecessor, whose pid stays there until ``write``.
+    """
+
+    def __init__(self, path: FilePath | None) -> None:
+        self._path = "" if path is None else absolute("pid_path", path)
         self._left = False
+        inherited = inheritance().take_lock(self._path) if self._path else None
+        if inherited is not None:
+            self._fd = keep_from_forks(inherited)
+        else:
+            self._fd = _written(self._path) if self._path else -1
+
+    @property
+    def lock(self) -> tuple[str, int] | None:
+        """The path, and the descriptor that holds it."""
+        return (self._path, self._fd) if self._path else None
 
     def write(self) -> None:
         """Put our pid in it. Raises ConfigError."""
-        if self.lock:
-            path, fd = self.lock
-            line = b"%d\n" % os.getpid()
-            try:
-                os.pwrite(fd, line, 0)
-                os.ftruncate(fd, len(line))
-            except OSError as error:  # a full disk
-                raise ConfigError(f"pid_path {path}: {error.strerror}") from error
+        if self._path:
+            _write(self._path, self._fd)
 
-    def remove(self) -> None:
-        """Early, for who has signals in hand that could end us before it is done."""
-        if self.lock and not self._left and inheritance().settled():
-            path, fd = self.lock
-            with suppress(OSError):  # the directory is gone, or may not be written any more
-                if _is_at(path, fd):
-                    os.unlink(path)
+    def renew(self) -> None:
+        """Make the file again, if it was removed or replaced. Raises as ``claimed`` does."""
+        if self._path and not _is_at(self._path, self._fd):
+            fd = _written(self._path)  # first: at no time is there none that we hold
+            drop(self._fd)
+            self._fd = fd
 
     def leave(self) -> None:
         """It is another process's now."""
         self._left = True
+
+    def remove(self) -> None:
+        """Remove the file, if it is still ours, before the end: for who has signals in hand
+        that could end us first."""
+        if self._left or not self._path or not inheritance().settled():
+            return
+        with suppress(OSError):  # the directory is gone, or may not be written any more
+            if _is_at(self._path, self._fd):
+                os.unlink(self._path)
+
+    def release(self) -> None:
+        # In this order: whoever has the lock after us may have written there.
+        self.remove()
+        if self._path:
+            drop(self._fd)
 
 
 @contextmanager
 def claimed(path: FilePath | None) -> Iterator[Claim]:
     """Hold the file, with our pid in it, and remove it afterwards if it is still ours.
 
-    A successor has the lock from its predecessor, whose pid stays there until ``write``.
     Raises BootError, which names the holder, if another process has it, and ConfigError
-    if there can be no such file. ``None``: nothing is held.
+    if there can be no such file.
     """
-    if path is None:
-        yield Claim(None)
-        return
-    path = absolute("pid_path", path)
-    inherited = inheritance().take_lock(path)
-    fd = keep_from_forks(_locked(path) if inherited is None else inherited)
-    claim = Claim((path, fd))
+    claim = Claim(path)
     try:
-        if inherited is None:
-            claim.write()
         yield claim
     finally:
-        # Before the lock is free: whoever has it after us may have written there.
-        claim.remove()
+        claim.release()
+
+
+def _written(path: str) -> int:
+    fd = keep_from_forks(_locked(path))
+    try:
+        _write(path, fd)
+    except ConfigError:
+        with suppress(OSError):
+            os.unlink(path)
         drop(fd)
+        raise
+    return fd
+
+
+def _write(path: str, fd: int) -> None:
+    line = b"%d\n" % os.getpid()
+    try:
+        os.pwrite(fd, line, 0)
+        os.ftruncate(fd, len(line))
+    except OSError as error:  # a full disk
+        raise ConfigError(f"pid_path {path}: {error.strerror}") from error
 
 
 def _locked(path: str) -> int:

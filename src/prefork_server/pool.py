@@ -8,22 +8,25 @@ pool can be tested without a single fork.
 it: ``forked``, ``told_to_retire``, ``suspected``, ``told_to_end``, ``killed``, ``died`` ...
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from .plan import Death, Plan, WorkerHandle
 from .scoreboard import (
     ASKS_STOP,
     DEADLINE,
     DRAIN,
     DRAIN_ONCE,
+    DUE,
     LEAVING,
+    MEMORY,
     NEVER,
     READY,
     REQUESTS,
     RETIRE,
     SECOND,
+    TOO_LARGE,
     WISH,
     Scoreboard,
     in_ns,
@@ -33,71 +36,8 @@ from .settings import Settings
 _HEALTHY_NS = SECOND  # a life shorter than this, in which nothing was served, is a false start
 _GRACE_NS = SECOND // 10  # from asking a silent worker where it hangs to killing it
 _HURRY_NS = SECOND  # from TERM to KILL, for a worker that blocks TERM
+_PARTING_NS = SECOND  # after so long, one that was told to go holds no successor up
 _MAX_DELAY = 30.0  # seconds between false starts of one slot, at most
-
-
-@dataclass(eq=False)
-class WorkerHandle:
-    """What the master knows of one worker."""
-
-    slot: int
-    pid: int
-    forked_ns: int
-    retiring: bool = False  # the master told it to go
-    ending: bool = False  # the master sent TERM
-    kill_ns: int = NEVER  # when patience with its going ends
-    suspected_ns: int = 0  # when it was asked where it hangs
-    suspected_for: int = 0  # the deadline it had missed then: a new one is a new silence
-    killed: bool = False
-
-    def __str__(self) -> str:
-        return f"worker={self.slot} pid={self.pid}"
-
-
-@dataclass(frozen=True)
-class Death:
-    """How one worker ended. ``str()`` is the cause in words.
-
-    ``status`` is the exit code, or minus the number of the signal, as in
-    ``subprocess``; ``None`` where somebody else reaped it. ``age`` is in seconds.
-    ``expected`` says that the master or the worker itself meant it. ``report``
-    is what the worker had to say: a traceback, or where it hung; it may be "".
-    """
-
-    slot: int
-    pid: int
-    status: int | None
-    age: float
-    requests: int
-    booted: bool
-    expected: bool
-    killed: bool
-    report: str = ""
-
-    def __str__(self) -> str:
-        if self.status is None:
-            return "exit status unknown, reaped by somebody else"
-        if self.status >= 0:
-            returned = self.status == 0 and not self.expected
-            return f"exit code {self.status}{', its function returned' if returned else ''}"
-        try:
-            name = signal.Signals(-self.status).name
-        except ValueError:
-            name = f"signal {-self.status}"
-        stranger = self.status == -signal.SIGKILL and not self.killed
-        return f"killed by {name}{', not by us: perhaps out of memory' if stranger else ''}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do now, and when to plan again if nothing happens before (monotonic ns)."""
-
-    fork: tuple[int, ...] = ()
-    retire: tuple[WorkerHandle, ...] = ()
-    suspect: tuple[WorkerHandle, ...] = ()
-    end: tuple[WorkerHandle, ...] = ()
-    kill: tuple[WorkerHandle, ...] = ()
-    wake_ns: int = NEVER
 
 
 @dataclass
@@ -114,6 +54,11 @@ class Pool:
 
     ``wanted`` is how many there should be, from 0 to half the scoreboard's capacity.
     ``chance`` returns a float between 0 and 1, as ``random.random`` does.
+
+    A worker of an older ``generation`` than the present one is *due*, and so is one that has
+    said so on the scoreboard. It serves until a successor is ready, and for that there may be
+    a few more than are wanted: a tenth of them, at least one. Of a new generation there is
+    one more until one has been of use, so what cannot boot replaces nobody.
     """
 
     settings: Settings
@@ -123,6 +68,11 @@ class Pool:
     wanted: int = field(init=False)
     stopping: bool = False
     hurried: bool = False
+    generation: int = 1  # of whoever is forked from now on
+    reload_asked: bool = False
+    reload_failed: bool = False  # the first of this generation came to nothing
+    _reloading: bool = False
+    _proven: bool = True  # one of this generation was of use
     _farewell: int = RETIRE  # what a worker that is told to go is to do
     _workers: dict[int, WorkerHandle] = field(default_factory=dict)  # by pid
     _slots: dict[int, _Slot] = field(default_factory=dict)
@@ -166,6 +116,8 @@ class Pool:
     def plan(self, now_ns: int, awake_since_ns: int) -> Plan:
         """Decide. ``awake_since_ns``: when the master last woke from a sleep it did not
         ask for (a suspended machine, SIGSTOP): silence counts only from there."""
+        if self.reload_asked and self._may_reload():
+            return Plan(reload=True, wake_ns=now_ns)
         suspect, end, kill, alarms = [], [], [], []
         for worker in self._workers.values():
             if worker.killed:
@@ -186,24 +138,82 @@ class Pool:
             else:
                 alarms.append(min(worker.suspected_ns + _GRACE_NS, worker.kill_ns))
 
-        serving = [w for w in self._workers.values() if not w.retiring]
-        staying = [w for w in serving if self._holds_place(w, now_ns)]
-        alarms += [
-            self.board.get(worker.slot, READY) + _HEALTHY_NS
-            for worker in staying
-            if self._leaves(worker) and self.ready(worker)
-        ]
-        staying.sort(key=lambda worker: worker.slot)
-        surplus = staying[self.wanted :]  # highest number first
-        leaving = [w for w in serving if not self._holds_place(w, now_ns)]
+        fork, retire, serves = self._succession(now_ns, alarms)
         return Plan(
-            fork=self._to_fork(now_ns, staying, alarms),
-            retire=() if self.hurried else tuple(surplus + leaving),
+            serves=serves,
+            fork=fork,
+            retire=() if self.hurried else retire,
             suspect=tuple(suspect),
             end=tuple(end),
             kill=tuple(kill),
-            wake_ns=min(alarms, default=NEVER),
+            wake_ns=now_ns if serves else min(alarms, default=NEVER),
         )
+
+    def _succession(
+        self, now_ns: int, alarms: list[int]
+    ) -> tuple[tuple[int, ...], tuple[WorkerHandle, ...], bool]:
+        """Who comes and who goes, and whether the present generation is then alone.
+
+        Predecessors and successors are not paired, but counted. Of those who are due as many
+        go as there are too many when the fresh who are ready are counted with them.
+        """
+        serving = [w for w in self._workers.values() if not w.retiring]
+        staying = [w for w in serving if self._holds_place(w, now_ns)]
+        leaving = [w for w in serving if not self._holds_place(w, now_ns)]
+        proven = self._is_proven(now_ns)
+        # Whoever has been ready for so long was of use, which may change what is to be done.
+        alarms += [
+            self.board.get(worker.slot, READY) + _HEALTHY_NS
+            for worker in staying
+            if self.ready(worker)
+            and (self._leaves(worker) or not (proven or worker.generation < self.generation))
+        ]
+        due = [w for w in staying if self.is_due(w)]
+        due.sort(key=lambda w: (self.ready(w), w.generation, w.slot))
+        fresh = [w for w in staying if not self.is_due(w)]
+        fresh.sort(key=lambda w: (not self.ready(w), w.slot))  # surplus: highest number first
+        successors = sum(1 for w in fresh if self.ready(w)) if proven else 0
+        replaced = due[: max(0, successors + len(due) - self.wanted)]
+        most = self.wanted + (self._spare() if proven else 1)
+        left = due[len(replaced) :]
+        # Beyond what is wanted, or than there is room for beside those who are due.
+        surplus = fresh[min(self.wanted, most - len(left)) :]
+        serves = self._reloading and not self.stopping and (proven or not self.wanted)
+        serves = serves and not any(w.generation < self.generation for w in left)
+
+        missing = self.wanted - len(staying)
+        if left:  # successors: but those who were just told to go take up room, too
+            parting = [
+                w.told_ns + _PARTING_NS
+                for w in self._workers.values()
+                if w.retiring and w.told_ns + _PARTING_NS > now_ns
+            ]
+            alarms += parting
+            room = most - len(staying) - len(parting)
+            missing = max(missing, min(self.wanted - len(fresh), room))
+        fork = self._to_fork(now_ns, missing, staying, alarms)
+        return fork, tuple(surplus + replaced + leaving), serves
+
+    def _spare(self) -> int:
+        """How many more than are wanted there may be because some are due."""
+        return max(1, self.wanted // 10)
+
+    def is_due(self, worker: WorkerHandle) -> bool:
+        """Whether it is to be replaced, when a successor is ready."""
+        return worker.generation < self.generation or self.board.get(worker.slot, DUE) != 0
+
+    def _is_proven(self, now_ns: int) -> bool:
+        """Whether one of the present generation has been of use: to be ready is not enough."""
+        return self._proven or any(
+            w.generation == self.generation and not self._false_start(w, now_ns)
+            for w in self._workers.values()
+        )
+
+    def _may_reload(self) -> bool:
+        """One reload at a time; one that failed is given up between two of its tries."""
+        trying = any(w.generation == self.generation for w in self._workers.values())
+        given_up = self.reload_failed and not trying
+        return not self.stopping and (not self._reloading or given_up)
 
     def _silent_ns(self, worker: WorkerHandle, deadline: int, awake_since_ns: int) -> int:
         """When the silence of this worker becomes a fault."""
@@ -234,9 +244,8 @@ class Pool:
         return not ready_ns or (not served and now_ns - ready_ns < _HEALTHY_NS)
 
     def _to_fork(
-        self, now_ns: int, staying: list[WorkerHandle], alarms: list[int]
+        self, now_ns: int, missing: int, staying: list[WorkerHandle], alarms: list[int]
     ) -> tuple[int, ...]:
-        missing = self.wanted - len(staying)
         if missing <= 0:
             return ()
         if self._fork_again_ns > now_ns:
@@ -265,11 +274,41 @@ class Pool:
             return 0
         return NEVER if slot.false_starts and not self.any_ready() else slot.rest_until_ns
 
+    def serves_on(self, worker: WorkerHandle, now_ns: int) -> int:
+        """The generation that goes on if this worker, as the first of a new one, comes to
+        nothing; 0 if it is no such worker."""
+        if worker.generation != self.generation or self._is_proven(now_ns):
+            return 0
+        older = [w for w in self._workers.values() if w.generation < self.generation]
+        return max((w.generation for w in older if self.ready(w) and not w.retiring), default=0)
+
+    def why_retired(self, worker: WorkerHandle) -> str:
+        due = self.board.get(worker.slot, DUE)
+        if worker.generation < self.generation:
+            return "replaced"
+        if due == TOO_LARGE:
+            return f"holds {max(0, self.board.get(worker.slot, MEMORY)) >> 20} MiB, replaced"
+        if due:
+            return f"served {max(0, self.board.get(worker.slot, REQUESTS))} requests, replaced"
+        return "no longer wanted"
+
     # What happened
+
+    def reloaded(self) -> None:
+        """A new generation begins: whoever is there is due."""
+        self.generation += 1
+        self._reloading = True
+        self._proven = self.reload_asked = self.reload_failed = False
+        if self.any_ready():
+            self._slots.clear()  # what failed before may be mended by now
+
+    def settled(self) -> None:
+        """The new generation serves, and of the old one everybody was told to go."""
+        self._reloading, self._proven, self.reload_failed = False, True, False
 
     def forked(self, slot: int, pid: int, now_ns: int) -> WorkerHandle:
         self._fork_failures = 0
-        worker = WorkerHandle(slot, pid, now_ns)
+        worker = WorkerHandle(slot, pid, now_ns, self.generation)
         self._workers[pid] = worker
         return worker
 
@@ -282,6 +321,7 @@ class Pool:
 
     def told_to_retire(self, worker: WorkerHandle, now_ns: int) -> None:
         worker.retiring = True
+        worker.told_ns = now_ns
         worker.kill_ns = now_ns + in_ns(self.settings.graceful_timeout)
         self.board.set(worker.slot, WISH, self._farewell)
 
@@ -305,6 +345,8 @@ class Pool:
 
     def died(self, worker: WorkerHandle, status: int | None, report: str, now_ns: int) -> Death:
         board = self.board
+        serves_on = self.serves_on(worker, now_ns)
+        self._proven = self._is_proven(now_ns)
         del self._workers[worker.pid]
         booted = self.ready(worker)
         self._was_ready = self._was_ready or booted
@@ -317,6 +359,8 @@ class Pool:
             delay = self._delay(slot.false_starts - 1) if slot.false_starts else 0.0
             slot.false_starts += 1
             slot.rest_until_ns = now_ns + in_ns(delay)
+            if worker.generation == self.generation and not self._proven:
+                self.reload_failed = True
         else:
             slot.false_starts = 0
         return Death(
@@ -329,6 +373,8 @@ class Pool:
             expected=worker.retiring or (status == 0 and self._leaves(worker)),
             killed=worker.killed,
             report=report,
+            generation=worker.generation,
+            serves_on=0 if worker.retiring else serves_on,
         )
 
     def stop(self, hurry: bool, ajar: bool = False) -> None:
@@ -347,10 +393,8 @@ class Pool:
 
     def hand_over(self) -> None:
         """Wish for nobody, since a successor serves: who waits in the queue is its own."""
-        self.stopping = True
-        self.wanted = 0
+        self.stopping, self.wanted = True, 0
 
     def _delay(self, failures: int) -> float:
-        """1 s x 1.5^failures, 30 s at most, give or take a fifth so that slots do not march
-        in step."""
+        """1 s x 1.5^failures, 30 s at most, +-20 % so that slots do not march in step."""
         return min(_MAX_DELAY, 1.5 ** min(failures, 20)) * (0.8 + 0.4 * self.chance())

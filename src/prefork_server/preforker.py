@@ -11,7 +11,7 @@ from .job import Hooks, nothing
 from .launch import Launch
 from .listeners import Addresses, Listener, listen, parse_all
 from .logfiles import logger_named
-from .pool import Death
+from .plan import Death
 from .remote import Remote
 from .settings import Settings, SettingsKeywords, file_name, settle
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from .journal import Journal
 from .logfiles import reopen
-from .pool import WorkerHandle
+from .plan import WorkerHandle
 from .scoreboard import ROTATION, Scoreboard
 
 

@@ -1,6 +1,6 @@
 """Shared memory through which workers tell the master that they are alive.
 
-One row a slot, each 8 aligned words of 8 bytes and 64 bytes of text:
+One row a slot, each 16 aligned words of 8 bytes and 64 bytes of text:
 
     field      writer          meaning
     deadline   master, worker  when silence becomes a fault, monotonic ns
@@ -8,7 +8,9 @@ One row a slot, each 8 aligned words of 8 bytes and 64 bytes of text:
     ready      worker          when it got ready, monotonic ns; 0 = still booting
     leaving    worker          1 = it is going, of its own accord
     asks_stop  worker          1 = it wants the whole server to stop
-    requests   worker          connections taken since it was forked
+    due        worker          it is to be replaced when a successor is ready: WORN, TOO_LARGE
+    memory     worker          what it holds for itself alone, bytes; 0 = not measured
+    requests   worker          connections taken since it was forked; over HTTP, requests
     since      worker          when the present one was taken, monotonic ns; 0 = idle
     rotation   worker          the last rotation of the logs that it has followed
     peer       worker          who is being served (text: may tear, checked when read)
@@ -24,7 +26,7 @@ Nothing here knows a process: who writes what is up to ``pool`` and ``worker``.
 import mmap
 from typing import Final
 
-_WORDS: Final = 8  # 64 bytes: neighbours never share a cache line
+_WORDS: Final = 16  # 128 bytes: neighbours never share a cache line
 _TEXT: Final = 64
 
 DEADLINE: Final = 0
@@ -35,11 +37,16 @@ REQUESTS: Final = 4
 SINCE: Final = 5
 ASKS_STOP: Final = 6
 ROTATION: Final = 7
+DUE: Final = 8
+MEMORY: Final = 9
 
 STAY: Final = 0
 RETIRE: Final = 1  # finish what you have, then go
 DRAIN: Final = 2  # serve what waits in the queue too: nobody else will
 DRAIN_ONCE: Final = 3  # the same, but the door stays ajar: go when the queue was empty once
+
+WORN: Final = 1  # it has served max_requests
+TOO_LARGE: Final = 2  # it holds more than max_worker_memory
 
 SECOND: Final = 1_000_000_000  # ns: all times here are time.monotonic_ns()
 NEVER: Final = 1 << 62  # ns; half of what a word holds, so that adding to it never overflows

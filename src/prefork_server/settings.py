@@ -25,6 +25,7 @@ FilePath: TypeAlias = str | os.PathLike[str]
 _PATHS = ("pid_path", "log_path", "stdout_path", "stderr_path")
 _MAX_ID = (1 << 32) - 2  # -1 means "as it is" to the system calls
 _MEANT_AS_OCTAL = (22, 27, 37, 66, 77, 117, 137, 177)  # in octal nobody wants what these are
+_MOST = 1 << 60  # what a word of the scoreboard holds, with room
 _A_YEAR = 366 * 24 * 60 * 60  # NaN and infinity are not less than this, 64 bits of ns are more
 
 
@@ -36,6 +37,8 @@ class SettingsKeywords(TypedDict, total=False):
     boot_timeout: float
     graceful_timeout: float
     client_timeout: float | None
+    max_requests: int
+    max_worker_memory: int | None
     app_name: str
     pid_path: FilePath | None
     log_path: FilePath | None
@@ -66,6 +69,13 @@ class Settings:
     ``client_timeout``
         the longest a client may be silent while a handler reads from or writes
         to it; then ``TimeoutError`` in the handler. ``None``: for ever.
+    ``max_requests``
+        a worker is replaced after so many connections (over HTTP requests, over UDP
+        datagrams), give or take a tenth so that not all are at once. 0: never.
+    ``max_worker_memory``
+        a worker is replaced that holds more bytes than this for itself alone, which it
+        measures every 5 seconds. ``None``: never. In both cases it serves until its
+        successor is ready.
     ``app_name``
         in process titles and default file names; empty means the door's own default.
     ``pid_path``
@@ -98,6 +108,8 @@ class Settings:
     boot_timeout: float = 60.0
     graceful_timeout: float = 30.0
     client_timeout: float | None = 30.0
+    max_requests: int = 0
+    max_worker_memory: int | None = None
     app_name: str = ""
     pid_path: FilePath | None = None
     log_path: FilePath | None = None
@@ -139,6 +151,16 @@ class Settings:
                 self._check_seconds(name, "; None means never")
         for name in ("boot_timeout", "graceful_timeout"):
             self._check_seconds(name, "")
+        requests, memory = self.max_requests, self.max_worker_memory
+        if type(requests) is not int or not 0 <= requests <= _MOST:
+            raise ConfigError(
+                f"max_requests must be a whole number, 0 (never) to {_MOST}, not {requests!r}"
+            )
+        if memory is not None and (type(memory) is not int or not 0 < memory <= _MOST):
+            raise ConfigError(
+                f"max_worker_memory must be a whole number of bytes, 1 to {_MOST}, or None, "
+                f"not {memory!r}"
+            )
         name = self.app_name
         if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
             raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")

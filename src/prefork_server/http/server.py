@@ -60,6 +60,7 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
         acceptor = master._accepting()
 
         def park(request: Any, peer: Any) -> None:
+            master._has_not_asked()
             visit(self, master, acceptor, request, peer).begin(make)
 
         return park

@@ -1,0 +1,85 @@
+"""What the master knows of a worker, and what it may be about to do: values, and no rules.
+
+The rules are in ``pool``.
+"""
+
+import signal
+from dataclasses import dataclass
+
+from .scoreboard import NEVER
+
+
+@dataclass(eq=False)
+class WorkerHandle:
+    """What the master knows of one worker."""
+
+    slot: int
+    pid: int
+    forked_ns: int
+    generation: int = 1
+    retiring: bool = False  # the master told it to go
+    told_ns: int = 0  # when it did
+    ending: bool = False  # the master sent TERM
+    kill_ns: int = NEVER  # when patience with its going ends
+    suspected_ns: int = 0  # when it was asked where it hangs
+    suspected_for: int = 0  # the deadline it had missed then: a new one is a new silence
+    killed: bool = False
+
+    def __str__(self) -> str:
+        return f"worker={self.slot} pid={self.pid}"
+
+
+@dataclass(frozen=True)
+class Death:
+    """How one worker ended. ``str()`` is the cause in words.
+
+    ``status`` is the exit code, or minus the number of the signal, as in
+    ``subprocess``; ``None`` where somebody else reaped it. ``age`` is in seconds.
+    ``expected`` says that the master or the worker itself meant it. ``report``
+    is what the worker had to say: a traceback, or where it hung; it may be "".
+    ``generation`` counts the reloads before it, from 1. ``serves_on`` is the generation
+    that goes on serving, if this worker was to be the first of a new one and failed; else 0.
+    """
+
+    slot: int
+    pid: int
+    status: int | None
+    age: float
+    requests: int
+    booted: bool
+    expected: bool
+    killed: bool
+    report: str = ""
+    generation: int = 1
+    serves_on: int = 0
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return "exit status unknown, reaped by somebody else"
+        if self.status >= 0:
+            returned = self.status == 0 and not self.expected
+            return f"exit code {self.status}{', its function returned' if returned else ''}"
+        try:
+            name = signal.Signals(-self.status).name
+        except ValueError:
+            name = f"signal {-self.status}"
+        stranger = self.status == -signal.SIGKILL and not self.killed
+        return f"killed by {name}{', not by us: perhaps out of memory' if stranger else ''}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now, and when to plan again if nothing happens before (monotonic ns).
+
+    ``reload``: begin a new generation, and plan anew. ``serves``: with what is retired here
+    the last of the old one is told to go.
+    """
+
+    reload: bool = False
+    serves: bool = False
+    fork: tuple[int, ...] = ()
+    retire: tuple[WorkerHandle, ...] = ()
+    suspect: tuple[WorkerHandle, ...] = ()
+    end: tuple[WorkerHandle, ...] = ()
+    kill: tuple[WorkerHandle, ...] = ()
+    wake_ns: int = NEVER
