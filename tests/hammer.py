@@ -36,10 +36,10 @@ class Hammer:
         for thread in self._threads:
             thread.join()
 
-    def ended(self, how: str, count: int) -> None:
+    def ended(self, how: str, count: int, patience: float = 30) -> None:
         """Wait until so many have ended so."""
         with self._changed:
-            done = self._changed.wait_for(lambda: self.counts[how] >= count, 30)
+            done = self._changed.wait_for(lambda: self.counts[how] >= count, patience)
         assert done, self.counts
 
     def _run(self) -> None:

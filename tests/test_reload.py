@@ -406,7 +406,7 @@ def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten(
         for generation in range(2, 2 + reloads):
             hup(server, generation)
         for hammer in (coming, keeping):
-            hammer.ended("served", REQUESTS)
+            hammer.ended("served", REQUESTS, patience=500)
     print(kind, coming.counts, keeping.counts, coming.longest, keeping.longest)
     print(server.count("forked"), "workers, at once", most_at_once(server))
     assert set(coming.counts) == set(keeping.counts) == {"served"}
