@@ -225,7 +225,7 @@ def test_lines_are_read_through_makefile(pair: Pair) -> None:
 def test_who_has_asked_for_nothing_reads_as_the_end_when_the_worker_is_to_go(
     worker: Worker, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil._FAREWELL", 4 * PAUSE)
+    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 4 * PAUSE)
     ours, theirs = pair()
     later(worker.retire)
     assert ours.recv(10) == ours.recv(10) == b""
@@ -239,7 +239,7 @@ def test_who_has_asked_for_nothing_reads_as_the_end_when_the_worker_is_to_go(
 def test_who_has_only_connected_is_let_go_in_the_handshake(
     worker: Worker, server_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil._FAREWELL", 2 * PAUSE)
+    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 2 * PAUSE)
     worker.retire()
     plain, other = worker.connect(None)
     with other, Terms(server_context, True, True).wrap(plain, worker.vigil) as ours:

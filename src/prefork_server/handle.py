@@ -35,7 +35,7 @@ from .scoreboard import (
 )
 from .signals import Bell
 from .titles import Title
-from .vigil import Vigil
+from .vigil import FAREWELL, Vigil
 
 _ANSWER = 0.5  # seconds for the master to say what it wants
 _QUIET = 0.1  # seconds without anybody in the queue: then it is empty
@@ -234,15 +234,17 @@ class MasterHandle:
         for ``quiet`` seconds."""
         now = quiet_since = time.monotonic()
         end = now + self._graceful / 2  # so that what is served last has time, too
+        farewell = now + FAREWELL
         while now < end:
             self._beat()
-            ready = acceptor.wait(max(0.0, quiet_since + quiet - now))
+            awaits = acceptor.awaits_somebody and now < farewell
+            ready = acceptor.wait(_QUIET if awaits else max(0.0, quiet_since + quiet - now))
             if ready is not None:
                 yield ready
             now = time.monotonic()
             if ready is not None or acceptor.resting:
                 quiet_since = now
-            elif now >= quiet_since + quiet:
+            elif now >= quiet_since + quiet and not awaits:
                 break
 
     def _took(self, peer: Any) -> None:
@@ -266,6 +268,11 @@ class MasterHandle:
         if self._last_guest is not guest:
             self._last_guest = guest
             self._board.set_peer(self.slot, guest.peer)
+
+    def _introduced(self, peer: Any) -> None:
+        """Whom a proxy has just spoken for, whom we took for the proxy itself."""
+        if not self._foreign:
+            self._board.set_peer(self.slot, peer)
 
     def _be_idle(self) -> None:
         if self._own_words[self._since]:

@@ -45,3 +45,4 @@ class Job:
     work: "Callable[[MasterHandle], object]"
     listeners: Sequence[Listener]
     hooks: Hooks
+    renew: Callable[[], object] = nothing  # what is read from files, before a new generation

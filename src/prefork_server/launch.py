@@ -11,7 +11,7 @@ from .daemon import daemonize
 from .errors import ConfigError
 from .handle import MasterHandle
 from .inline import run_inline
-from .job import Hooks, Job
+from .job import Hooks, Job, nothing
 from .journal import Journal
 from .listeners import Listener
 from .logfiles import fill_standard_descriptors, outlives_the_terminal, redirected, speaking
@@ -33,6 +33,7 @@ class Launch:
     hooks: Hooks
     listening: Callable[[], AbstractContextManager[Sequence[Listener]]]
     daemon: bool = False
+    renew: Callable[[], object] = nothing
 
     def run(self) -> None:
         """Returns when everybody is gone."""
@@ -48,7 +49,9 @@ class Launch:
             claimed(pid_path) as unclaim,
             self.listening() as listeners,
         ):
-            job = Job(settings, self.app_name, self.logger, self.work, listeners, self.hooks)
+            job = Job(
+                settings, self.app_name, self.logger, self.work, listeners, self.hooks, self.renew
+            )
             if settings.inline:
                 run_inline(job, self.remote)
             else:
