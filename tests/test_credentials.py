@@ -260,6 +260,18 @@ def test_our_servers_speak_tls_by_a_keyword(start: Starter, tmp_path: Path, how:
 
 
 @pytest.mark.processes
+def test_a_session_that_one_worker_began_is_resumed_by_any_other(
+    start: Starter, tmp_path: Path
+) -> None:
+    trusting = make_certificate(tmp_path)
+    server = start(WHO + "\n        serve(Who, workers=2, certfile='server.pem')").all_ready(2)
+    with dial(server, trusting) as client:
+        first, session = ask(client), client.session
+        with dial(server, trusting, session=session) as other:  # the first one is busy
+            assert ask(other) != first and other.session_reused
+
+
+@pytest.mark.processes
 def test_an_end_without_goodbye_is_an_error_for_the_handler_and_a_quiet_line(
     start: Starter, tmp_path: Path
 ) -> None:

@@ -12,12 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from prefork_server.http.entrance import Entrance
+from prefork_server.tls import Terms
+
 from .certificates import make_certificate
 from .conftest import PATIENCE, Server, Starter
+from .test_acceptor import PATIENTLY, Bench
+from .test_connection import Worker
 from .test_http import BOTH, GET, HTTP, LAST, Client, env
 
 pytestmark = pytest.mark.processes
@@ -235,10 +241,10 @@ def test_a_handshake_that_trickles_in_has_its_time_in_all(serving: Serving) -> N
 class Wire:
     """A client whose TLS and whose bytes on the wire are two things."""
 
-    def __init__(self, site: Site, piece: int = 65536) -> None:
-        self.socket, self._piece = site.plain(), piece
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, piece: int = 65536) -> None:
+        self.socket, self._piece = sock, piece
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = site.context.wrap_bio(self._in, self._out, server_hostname="localhost")
+        self.tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
 
     def send_what_there_is(self, after: Callable[[], object] = bytes) -> None:
         with suppress(ssl.SSLWantReadError):
@@ -253,13 +259,18 @@ class Wire:
                 return step()
             except ssl.SSLWantReadError:
                 self.send_what_there_is()
-                data = self.socket.recv(65536)
-                assert data, "closed"
-                self._in.write(data)
+                self.receive()
+
+    def receive(self, after: Callable[[], object] = bytes) -> None:
+        data = self.socket.recv(65536)
+        assert data, "closed"
+        self._in.write(data)
+        after()
 
 
 def test_a_handshake_in_pieces_is_made(serving: Serving) -> None:
-    wire = Wire(serving(), 1)
+    site = serving()
+    wire = Wire(site.plain(), site.context, 1)
     wire.run(wire.tls.do_handshake)
     wire.tls.write(LAST)
     assert wire.run(lambda: wire.tls.read(9999)).startswith(b"HTTP/1.1 200 OK")
@@ -362,6 +373,54 @@ def test_keys_may_change_between_two_requests(serving: Serving) -> None:
     assert b"HTTP/1.1 " in client.stdout.read()
 
 
+def fill(sock: socket.socket) -> int:
+    """Send until nothing more goes, not even a byte, and return how much went."""
+    sent = 0
+    for size in (4096, 64, 1):
+        with suppress(BlockingIOError):
+            while True:
+                sent += socket.socket.send(sock, bytes(size))
+    return sent
+
+
+def test_a_handshake_that_finds_no_room_waits_for_room_and_for_nothing_else(
+    tmp_path: Path,
+) -> None:
+    trusting, server_side = make_certificate(tmp_path), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(tmp_path / "server.pem")
+    entered: list[object] = []
+    server: Any = SimpleNamespace(
+        _prefork_proxies=(),
+        handshake_timeout=PATIENCE,
+        _prefork_contain=lambda *args: entered.append(args),
+        shutdown_request=lambda request: request.close(),
+    )
+    with ExitStack() as stack:
+        acceptor, worker = Bench(stack).acceptor(), Worker()
+        stack.callback(worker.bell.close)
+        plain, theirs = worker.connect()
+        ours: Any = stack.enter_context(Terms(server_side, True, False).wrap(plain, worker.vigil))
+        wire = Wire(stack.enter_context(theirs), trusting)
+        full = fill(ours)
+        entrance = Entrance(server, None, acceptor, ours, "", lambda *_: None)  # type: ignore[arg-type]
+        entrance.begin(PATIENCE)
+        wire.send_what_there_is(wire.tls.do_handshake)
+        assert acceptor.wait(PATIENTLY) is entrance
+        entrance.resume()
+        assert acceptor.wait(0.1) is None and acceptor.has_guests
+        while full:
+            full -= len(wire.socket.recv(min(full, 65536)))
+        assert acceptor.wait(PATIENTLY) is entrance
+        entrance.resume()
+        assert acceptor.wait(0.1) is None and not entered
+        wire.receive(wire.tls.do_handshake)
+        wire.send_what_there_is()
+        assert acceptor.wait(PATIENTLY) is entrance
+        entrance.resume()
+        assert entered and not acceptor.has_guests
+        acceptor.hang_up()
+
+
 # What is cut short, and what nobody reads
 
 
@@ -456,7 +515,7 @@ def test_a_stop_says_goodbye_to_who_is_idle_over_tls(serving: Serving, handler: 
 
 def test_a_handshake_under_way_is_finished_when_the_stop_comes(serving: Serving) -> None:
     site = serving()
-    wire = Wire(site)
+    wire = Wire(site.plain(), site.context)
     wire.send_what_there_is(wire.tls.do_handshake)
     assert select.select([wire.socket], [], [], PATIENCE)[0]
     site.server.signal(signal.SIGQUIT)

@@ -112,7 +112,7 @@ class Introduction:
     until that is known who it is."""
 
     def __init__(self, peer: Any) -> None:
-        self.peer = peer
+        self.peer: Any = peer
         self._begun = b""
 
     def take_now(self, sock: socket.socket) -> bool:

@@ -33,6 +33,8 @@ def turn_away(request: Any) -> None:
 class Entrance(Guest):
     """One connection, from when it was accepted until its first byte of HTTP can be read."""
 
+    peer: Any
+    until_ns: int
     _step: Callable[[], None]  # what to do next
 
     def __init__(
