@@ -163,6 +163,14 @@ def test_what_was_decrypted_and_not_read_yet_is_not_forgotten(
     assert greedy.get()
 
 
+def test_what_a_handler_left_decrypted_is_not_forgotten(serving: Serving) -> None:
+    site = serving(
+        "Hello.do_GET = lambda self: self.answer(self.connection.recv(5)); serve_https()", KEEP=30
+    )
+    client = site.secure().send(GET).send(b"first" + POST % 0)  # a record each
+    assert [client.answer()[2] for _ in range(2)] == [b"first", b""]
+
+
 def test_who_asks_without_pause_for_longer_than_an_idle_time_is_served_on(
     serving: Serving,
 ) -> None:

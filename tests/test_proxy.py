@@ -394,6 +394,7 @@ def test_a_request_without_its_header_is_refused(start: Starter, handler: str, w
             assert (status, fields["connection"]) == (400, "close")
             assert body == b"There is no PROXY header."
             assert client.is_closed()
+            client.send(b"what was on its way").send(b"is not answered with a reset")
         server.saw("DEBUG 127.0.0.1:.* is gone: .*PROXY", times=number + 1)
     assert server.count("Traceback|ERROR") == 0
 

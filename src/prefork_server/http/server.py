@@ -24,8 +24,8 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
 
     Between two requests a connection costs no worker, if the handler class overrides neither
     ``handle()`` nor ``handle_one_request()``, and this neither ``process_request()`` nor
-    ``finish_request()``; one that does keeps its worker, as ever. So it is before the first
-    request, too, while a PROXY header or a TLS handshake is under way.
+    ``finish_request()``; one that does keeps its worker, as ever. Before the first request,
+    too, it costs none: while a PROXY header or a TLS handshake is under way.
     ``HTTPRequestHandler`` is the handler to use; any ``BaseHTTPRequestHandler`` will do.
     """
 
