@@ -168,6 +168,7 @@ def test_datagrams_have_no_tls_and_no_proxy_header(
         ({"ssl_context": 1, "password": "x"}, "ssl_context has its certificate already.* password"),
         ({"keyfile": "x"}, "keyfile is for a certfile, and there is none"),
         ({"password": "x"}, "password is for a certfile, and there is none"),
+        ({"keyfile": ""}, "keyfile is for a certfile, and there is none"),
         ({"certfile": "x"}, "certfile /.*/x: No such file"),
         ({"certfile": ""}, "certfile must be a path, not ''"),
         ({"proxy_protocol_from": "10.0.0.1"}, "proxy_protocol_from must be a list"),

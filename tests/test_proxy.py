@@ -350,6 +350,7 @@ TELLS = """
     logging.basicConfig(level="DEBUG", format="%(levelname)s %(message)s")
 
     def do_GET(self):
+        print(self.address_string(), "asks")
         Hello.answer(self, repr(self.client_address).encode())
 
     Hello.do_GET = Plain.do_GET = do_GET
@@ -381,6 +382,9 @@ def test_a_proxy_speaks_for_its_client_in_http_too(start: Starter, handler: str)
             assert client.get() == WHO.strip()
     with closing(Client(server)) as client:
         assert client.send(v2(0x21) + GET).answer()[2] == b"('2001:db8::1', 7, 0, 0)"
+    with closing(Client(server)) as client:
+        assert client.send(v2(0x31) + GET).answer()[2] == b"'/run/client'"
+        server.saw("a UNIX socket asks" if handler != "Plain" else "")
 
 
 @pytest.mark.processes

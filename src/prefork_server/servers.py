@@ -153,24 +153,27 @@ class _OwnServer(PreforkMixIn):
         keyfile: FilePath | None,
         password: "Password | None",
     ) -> None:
-        given = {"ssl_context": context, "certfile": certfile, "keyfile": keyfile}
-        said = [name for name, value in (*given.items(), ("password", password)) if value]
+        given = {"certfile": certfile, "keyfile": keyfile, "password": password}
+        said = [name for name, value in given.items() if value is not None]
         if self.proxy_protocol_from != ():
             from .peers import Peers
 
             self._prefork_proxies = Peers("proxy_protocol_from", self.proxy_protocol_from)
-            said.append("proxy_protocol_from")
-        if said and self.socket_type != socket.SOCK_STREAM:
-            raise ConfigError(f"{said[0]} is for streams, and {type(self).__name__} has datagrams")
-        if context is not None and (certfile or keyfile or password):
-            raise ConfigError(f"ssl_context has its certificate already: give it, or {said[1]}")
-        if certfile is None and (keyfile or password):
-            raise ConfigError(f"{said[0]} is for a certfile, and there is none")
+        for_streams = [*said, *["ssl_context"] * (context is not None)]
+        for_streams += ["proxy_protocol_from"] * (self._prefork_proxies != ())
+        if for_streams and self.socket_type != socket.SOCK_STREAM:
+            raise ConfigError(
+                f"{for_streams[0]} is for streams, and {type(self).__name__} has datagrams"
+            )
+        if context is not None and said:
+            raise ConfigError(f"ssl_context has its certificate already: give it, or {said[0]}")
         if certfile is not None:
             from .credentials import credentials
 
             self._prefork_credentials = credentials(certfile, keyfile, password, self._prefork_alpn)
             context = self._prefork_credentials.context()
+        elif said:
+            raise ConfigError(f"{said[0]} is for a certfile, and there is none")
         if context is not None:
             from .tls import terms
 
