@@ -237,15 +237,16 @@ class MasterHandle:
         farewell = now + FAREWELL
         while now < end:
             self._beat()
-            awaits = acceptor.awaits_somebody and now < farewell
-            ready = acceptor.wait(_QUIET if awaits else max(0.0, quiet_since + quiet - now))
+            ready = acceptor.wait(max(0.0, quiet_since + quiet - now))
             if ready is not None:
                 yield ready
             now = time.monotonic()
             if ready is not None or acceptor.resting:
                 quiet_since = now
-            elif now >= quiet_since + quiet and not awaits:
-                break
+            elif now >= quiet_since + quiet:
+                if now >= farewell or not acceptor.awaits_somebody:
+                    break
+                quiet_since = now + _QUIET - quiet
 
     def _took(self, peer: Any) -> None:
         words = self._own_words

@@ -160,7 +160,7 @@ class _OwnServer(PreforkMixIn):
 
             self._prefork_proxies = Peers("proxy_protocol_from", self.proxy_protocol_from)
         for_streams = [*said, *["ssl_context"] * (context is not None)]
-        for_streams += ["proxy_protocol_from"] * (self._prefork_proxies != ())
+        for_streams += ["proxy_protocol_from"] * bool(self._prefork_proxies)
         if for_streams and self.socket_type != socket.SOCK_STREAM:
             raise ConfigError(
                 f"{for_streams[0]} is for streams, and {type(self).__name__} has datagrams"
