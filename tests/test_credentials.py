@@ -5,6 +5,7 @@ import signal
 import socket
 import ssl
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,31 @@ def test_our_servers_speak_tls_by_a_keyword(start: Starter, tmp_path: Path, how:
         raise ConnectionResetError
     server.saw("DEBUG .* is gone: .*SSL")
     assert server.count("Traceback") == 0
+
+
+@pytest.mark.processes
+def test_a_handshake_has_as_long_as_the_server_says(start: Starter, tmp_path: Path) -> None:
+    trusting = make_certificate(tmp_path)
+    server = start(
+        WHO
+        + """
+        class Hasty(PreforkTCPServer):
+            handshake_timeout = 0.5
+
+        log_all()
+        serve(Who, Hasty, workers=1, timeout=0.3, client_timeout=None, certfile="server.pem")
+        """
+    ).ready()
+    with server.connect() as silent:
+        with suppress(ConnectionResetError):
+            assert read_all(silent) == b""
+        server.saw("DEBUG .* is gone: timed out")
+    with dial(server, trusting) as client:
+        before = ask(client)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(1)  # and its limit is for the handshake alone
+        assert ask(client) == before
+    assert server.count("forked") == 1
 
 
 @pytest.mark.processes

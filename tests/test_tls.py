@@ -361,6 +361,13 @@ def test_after_unwrap_it_speaks_and_waits_in_plain(worker: Worker, pair: Pair) -
     assert plain[0].recv(10) == b"too"
 
 
+def test_who_answers_no_goodbye_is_not_waited_for_for_ever(worker: Worker, pair: Pair) -> None:
+    ours, _ = pair(patience=5 * PAUSE)
+    with pytest.raises(TimeoutError) as error:
+        ours.unwrap()
+    assert error.value.by_client and worker.beats >= 4  # type: ignore[attr-defined]
+
+
 def test_flags_are_refused_as_ssl_refuses_them(pair: Pair) -> None:
     ours, _ = pair()
     for operation in (
