@@ -82,7 +82,9 @@ MAY_IMPORT = {
     | ROLES
     | {"settings", "pidfile", "privileges", "daemon", "inline", "inheritance"},
     "preforker": set(MODULES) - {"servers", "__init__"},
-    "tls": {"vigil"},
+    "tls": {"errors", "vigil"},
+    "credentials": {"errors", "settings"},
+    "proxy": {"vigil"},
     "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},
     "testing": {"forks", "listeners", "logfiles", "preforker", "mixin"},
@@ -96,10 +98,12 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.wire": {"grammar", "chunks"},
     "http.heads": {"wire"},
     "http.stream": {"connection", "vigil", "wire"},
-    "http.reply": {"connection", "vigil"},
+    "http.reply": {"vigil"},
     "http.handler": {"vigil", "wire", "heads", "stream", "reply"},
-    "http.visit": {"acceptor", "connection", "handle", "scoreboard", "wire", "stream", "handler"},
-    "http.server": {"connection", "handle", "servers", "handler", "visit"},
+    "http.visit": {"acceptor", "vigil", "handle", "scoreboard", "wire", "stream", "handler"},
+    "http.entrance": {"acceptor", "handle", "proxy", "scoreboard", "stream"},
+    "http.server": {"acceptor", "connection", "vigil", "handle", "proxy", "servers", "handler"}
+    | {"entrance", "visit"},
     "http.__init__": {"handler", "server", "wire"},
 }
 
@@ -141,6 +145,7 @@ WIDE = {
     "testing": {"_afterwards", "_log_noted", "_serve"},
     "http.handler": {"serve_request"},
     "http.visit": {"resume"},
+    "http.entrance": {"resume"},
 }
 
 

@@ -217,7 +217,7 @@ def test_a_slow_reader_of_a_file_is_given_up(worker: Worker, tmp_path: Path) -> 
 def test_a_client_that_was_answered_and_is_silent_reads_as_the_end(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil._FAREWELL", 4 * PAUSE)
+    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 4 * PAUSE)
     ours, theirs = worker.connect()
     with ours, theirs:
         theirs.sendall(b"ask")
@@ -248,7 +248,7 @@ def test_who_has_begun_to_ask_is_waited_for(worker: Worker) -> None:
 def test_who_has_only_connected_gets_a_second(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil._FAREWELL", 4 * PAUSE)
+    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 4 * PAUSE)
     worker.retire()
     ours, theirs = worker.connect()
     with ours, theirs:

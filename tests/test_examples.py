@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -14,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trustme
 
-from .conftest import PATIENCE, Starter, alive, eventually, read_all, title
+from .conftest import PATIENCE, Server, Starter, alive, eventually, read_all, title
 
 pytestmark = pytest.mark.processes
 
@@ -48,6 +50,38 @@ def test_hello_http_answers_from_several_processes(start: Starter) -> None:
     url = "http://{}:{}/".format(*server.address)
     with urllib.request.urlopen(url, timeout=10) as reply:
         assert re.fullmatch(rb"Hello from process \d+\n", reply.read())
+
+
+def test_https_shows_the_certificate_that_it_was_given(start: Starter, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    (tmp_path / "key.pem").chmod(0o600)
+    server = start.script(EXAMPLES / "https.py", "127.0.0.1:0", "cert.pem", "key.pem").ready()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    assert _over_tls(server, trusting)
+    assert server.count("WARNING") == 0
+
+
+def test_https_makes_a_certificate_in_an_empty_directory_and_keeps_it(
+    start: Starter, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        server = start.script(EXAMPLES / "https.py", "127.0.0.1:0").ready()
+        trusting = ssl.create_default_context(cafile=tmp_path / "localhost.pem")
+        assert _over_tls(server, trusting)
+        assert server.count("WARNING") == 0
+        assert server.quit() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["localhost.pem"]
+
+
+def _over_tls(server: Server, trusting: ssl.SSLContext) -> bool:
+    url = f"https://localhost:{server.address[1]}/"
+    with urllib.request.urlopen(url, timeout=PATIENCE, context=trusting) as reply:
+        said = rb"Hello 127\.0\.0\.1 from process \d+, by TLSv1\.3\n"
+        return re.fullmatch(said, reply.read()) is not None
 
 
 def test_compute_counts_primes_and_survives_nonsense(start: Starter) -> None:

@@ -213,6 +213,50 @@ def test_all_is_sent_to_a_slow_reader(pair: Pair, tmp_path: Path) -> None:
     assert received == data + data[5:2_000_005] + data + b"end"
 
 
+def test_what_can_be_done_now_is_done_and_nothing_is_waited_for(worker: Worker, pair: Pair) -> None:
+    ours, theirs = pair()
+    assert ours.recv_now(10) is None
+    theirs.sendall(b"words")
+    assert ours.recv_now(3) == b"wor" and ours.pending() == 2
+    assert ours.recv_now(10) == b"ds" and ours.recv_now(10) is None
+    with ours.without_waiting(), pytest.raises(BlockingIOError):
+        ours.recv(10)
+    assert ours.send_now(b"answer") == 6 and theirs.recv(10) == b"answer"
+    sent = 0
+    while count := ours.send_now(bytes(1 << 20)):
+        sent += count
+    got = 0
+    while got < sent:
+        got += len(theirs.recv(sent - got))
+    assert ours.send_now(bytes(1 << 20)) == 1 << 16  # what was begun goes on with the same
+    socket.socket.shutdown(theirs, socket.SHUT_RDWR)
+    with pytest.raises(OSError) as error:
+        while True:
+            ours.send_now(b"x")
+    assert error.value.by_client and worker.beats == 0  # type: ignore[attr-defined]
+
+
+def test_who_changes_its_keys_and_takes_no_answer_is_not_waited_for(pair: Pair) -> None:
+    ours, _ = pair()
+
+    def wants(*_: object) -> None:
+        raise ssl.SSLWantWriteError
+
+    vars(ours)["_attempt"] = wants
+    with pytest.raises(ConnectionAbortedError) as error:
+        ours.recv_now(10)
+    assert error.value.by_client  # type: ignore[attr-defined]
+
+
+def test_after_its_goodbye_what_still_comes_is_read_from_below(pair: Pair) -> None:
+    ours, theirs = pair()
+    ours.shutdown(socket.SHUT_WR)
+    theirs.sendall(b"nobody can read this")
+    assert ours.recv_now(65536) and ours.recv_now(65536) is None and ours.pending() == 0
+    drop(theirs)
+    assert ours.recv_now(10) == b""
+
+
 def test_lines_are_read_through_makefile(pair: Pair) -> None:
     ours, theirs = pair()
     with ours.makefile("rb") as file:
@@ -225,7 +269,7 @@ def test_lines_are_read_through_makefile(pair: Pair) -> None:
 def test_who_has_asked_for_nothing_reads_as_the_end_when_the_worker_is_to_go(
     worker: Worker, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil._FAREWELL", 4 * PAUSE)
+    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 4 * PAUSE)
     ours, theirs = pair()
     later(worker.retire)
     assert ours.recv(10) == ours.recv(10) == b""
@@ -239,7 +283,7 @@ def test_who_has_asked_for_nothing_reads_as_the_end_when_the_worker_is_to_go(
 def test_who_has_only_connected_is_let_go_in_the_handshake(
     worker: Worker, server_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil._FAREWELL", 2 * PAUSE)
+    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 2 * PAUSE)
     worker.retire()
     plain, other = worker.connect(None)
     with other, Terms(server_context, True, True).wrap(plain, worker.vigil) as ours:
@@ -315,6 +359,13 @@ def test_after_unwrap_it_speaks_and_waits_in_plain(worker: Worker, pair: Pair) -
     assert worker.beats > 3
     ours.sendall(b"too")
     assert plain[0].recv(10) == b"too"
+
+
+def test_who_answers_no_goodbye_is_not_waited_for_for_ever(worker: Worker, pair: Pair) -> None:
+    ours, _ = pair(patience=5 * PAUSE)
+    with pytest.raises(TimeoutError) as error:
+        ours.unwrap()
+    assert error.value.by_client and worker.beats >= 4  # type: ignore[attr-defined]
 
 
 def test_flags_are_refused_as_ssl_refuses_them(pair: Pair) -> None:

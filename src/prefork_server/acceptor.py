@@ -75,6 +75,7 @@ class Guest:
     request: Any
     peer: Any
     until_ns: int = NEVER  # when its client has been silent for too long
+    awaited: bool = False  # whether a stop waits a little for what its client has begun
 
     def resume(self) -> None:
         """Its client spoke, or was silent for too long: take what is there, wait for nothing,
@@ -203,20 +204,23 @@ class Acceptor:
         connection = Connection(*self._kinds[listener.fileno()], fd, self.vigil, patience)
         return (self.wrap(connection, self.vigil) if self.wrap else connection), peer
 
-    def keep(self, guest: Guest, until_ns: int, ready: bool = False) -> None:
+    def keep(
+        self, guest: Guest, until_ns: int, ready: bool = False, event: int = select.EPOLLIN
+    ) -> None:
         """Have it resumed when its client speaks, or ``until_ns`` is past. ``ready``: when it
-        is its turn again, since what its client said next was read already."""
+        is its turn again, since what its client said next was read already. Who waits for
+        another ``event`` than before is let go first."""
+        guest.until_ns = until_ns
         if ready:
             self._next_turns.append(guest)
             return
         fd = guest.request.fileno()
-        guest.until_ns = until_ns
         self._guests[fd] = guest
         if until_ns < self._soonest_ns:
             self._soonest_ns = until_ns
         if self._watched.get(fd) is not guest:
             self._watched[fd] = guest
-            self._epoll.register(fd, select.EPOLLIN)
+            self._epoll.register(fd, event)
 
     def let_go(self, guest: Guest) -> None:
         """Before it is closed: a fork may hold it, and epoll would tell of it for ever."""
@@ -291,6 +295,10 @@ class Acceptor:
     @property
     def has_guests(self) -> bool:
         return bool(self._guests or self._turns or self._next_turns)
+
+    @property
+    def awaits_somebody(self) -> bool:
+        return any(guest.awaited for guest in self._guests.values())
 
     def close(self) -> None:
         """Take no more, and close the listeners: nobody must find them open and unattended."""

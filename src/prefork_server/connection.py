@@ -13,8 +13,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from .vigil import Vigil, Waiting
@@ -82,7 +81,7 @@ class Connection(Waiting, socket.socket):
         self._patience = patience
         self._asked = False
         self._allowance = float("inf")
-        self._hasty = 0  # the thread that never waits to read
+        self._hasty = 0
 
     # Reading
 
@@ -225,16 +224,6 @@ class Connection(Waiting, socket.socket):
         copy = socket.socket(self.family, self.type, self.proto, os.dup(self.fileno()))
         copy.settimeout(self._patience)
         return copy
-
-    @contextmanager
-    def without_waiting(self) -> Iterator[None]:
-        """Within, to read raises ``BlockingIOError`` instead, in this thread: the handlers in
-        others may be answering from it."""
-        self._hasty = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._hasty = 0
 
     # Waiting
 

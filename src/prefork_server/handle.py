@@ -37,7 +37,7 @@ from .scoreboard import (
 )
 from .signals import Bell
 from .titles import Title
-from .vigil import Vigil
+from .vigil import FAREWELL, Vigil
 from .wear import Wear
 
 _ANSWER = 0.5  # seconds for the master to say what it wants
@@ -254,6 +254,7 @@ class MasterHandle:
         for ``quiet`` seconds."""
         now = quiet_since = time.monotonic()
         end = now + self._graceful / 2  # so that what is served last has time, too
+        farewell = now + FAREWELL
         while now < end:
             self._beat()
             ready = acceptor.wait(max(0.0, quiet_since + quiet - now))
@@ -263,7 +264,9 @@ class MasterHandle:
             if ready is not None or acceptor.resting:
                 quiet_since = now
             elif now >= quiet_since + quiet:
-                break
+                if now >= farewell or not acceptor.awaits_somebody:
+                    break
+                quiet_since = now + _QUIET - quiet
 
     def _took(self, peer: Any) -> None:
         words = self._own_words
@@ -290,6 +293,11 @@ class MasterHandle:
         if self._last_guest is not guest:
             self._last_guest = guest
             self._board.set_peer(self.slot, guest.peer)
+
+    def _introduced(self, peer: Any) -> None:
+        """Whom a proxy has just spoken for, whom we took for the proxy itself."""
+        if not self._foreign:
+            self._board.set_peer(self.slot, peer)
 
     def _be_idle(self) -> None:
         if self._own_words[self._since]:

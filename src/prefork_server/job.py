@@ -47,4 +47,4 @@ class Job:
     listeners: Sequence[Listener]
     hooks: Hooks
     identity: Identity | None = None  # whom the workers become
-    renew: Callable[[], object] = nothing  # in the master, before a new generation
+    renew: Callable[[], object] = nothing  # what is read from files, before a new generation

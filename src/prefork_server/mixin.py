@@ -24,6 +24,7 @@ from .remote import Remote
 from .settings import Settings, settle
 
 if TYPE_CHECKING:
+    from .peers import Peers
     from .tls import Terms
 
     _Base = socketserver.BaseServer
@@ -77,6 +78,7 @@ class PreforkMixIn(_Base):
     _prefork_key: str = ""  # by which a successor finds the socket
     _prefork_more: "list[Listener]"
     _prefork_terms: "Terms | None" = None  # if this is a TLS server
+    _prefork_proxies: "Peers | tuple[()]" = ()  # who begin with a PROXY header
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -149,11 +151,16 @@ class PreforkMixIn(_Base):
             work=self._prefork_work,
             hooks=Hooks(**{name: self._prefork_hook(name) for name in HOOKS}),
             listening=self._prefork_listening,
+            renew=self._prefork_renew,
         )
 
     @contextmanager
     def _prefork_listening(self) -> Iterator[list[Listener]]:
         yield [self._prefork_first(), *self._prefork_more]
+
+    def _prefork_renew(self) -> None:
+        """Read anew, in the master, what is read from files: for workers forked from then on.
+        Raises ConfigError if it cannot be; then all stays as it is."""
 
     def _prefork_first(self) -> Listener:
         """The listener of ``self.socket``, taken apart if it is one for TLS."""
@@ -177,6 +184,11 @@ class PreforkMixIn(_Base):
         if is_tls(sock):
             from .tls import take_apart
 
+            if self._prefork_terms:
+                raise ConfigError(
+                    "the listener is wrapped already: either wrap it, or give ssl_context or "
+                    "certfile to the server, which wraps each connection"
+                )
             # socket.accept() below an SSLSocket would speak plain text on a TLS port, and
             # its own would wait there for the handshake of one client, and for nobody else.
             plain, self._prefork_terms = take_apart(sock)
@@ -204,7 +216,7 @@ class PreforkMixIn(_Base):
         acceptor = master._accepting()
         if self._prefork_terms:
             acceptor.wrap = self._prefork_terms.wrap
-            self._prefork_shake_hands_first()
+        self._prefork_greet_first()
         if master.inline:
             vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
         take = Reception(self, master, acceptor, self._prefork_settled()).take
@@ -226,23 +238,42 @@ class PreforkMixIn(_Base):
             master._beat()
         acceptor.hang_up()
 
-    def _prefork_shake_hands_first(self) -> None:
+    def _prefork_greet_first(self) -> None:
         """In the handler's time and place, which with ThreadingMixIn is a thread of its own:
         a silent client must not keep others from being accepted."""
-        from .tls import shake_hands
-
-        finish, terms = self.finish_request, self._prefork_terms
+        if not (self._prefork_terms or self._prefork_proxies):
+            return
+        finish = self.finish_request
 
         def finish_request(request: Any, peer: Any) -> None:
             try:
-                if terms and terms.handshake:
-                    shake_hands(request)
+                peer = self._prefork_greet(request, peer)
             except OSError as error:
                 self._prefork_report(self.master, request, peer, error)
             else:
                 finish(request, peer)
 
         vars(self)["finish_request"] = finish_request
+
+    def _prefork_greet(self, request: Any, peer: Any) -> Any:
+        """What comes before anything the handler reads. Returns for whom the client speaks."""
+        terms = self._prefork_terms
+        if peer in self._prefork_proxies:
+            from .proxy import introduced
+
+            peer = introduced(request, peer, self._prefork_patience())
+            self.master._introduced(peer)
+        if terms and terms.handshake:
+            from .tls import shake_hands
+
+            shake_hands(request, self._prefork_patience())
+        return peer
+
+    def _prefork_patience(self) -> float:
+        """Seconds for all of a handshake. What a foreign class calls so is not asked."""
+        from .tls import HANDSHAKE
+
+        return HANDSHAKE
 
     def _prefork_admit(self, request: Any, peer: Any) -> None:
         if self.verify_request(request, peer):

@@ -3,10 +3,10 @@ checked and bound by our rules, several of them, the settings as keywords, ``sta
 
 import socket
 import socketserver
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from .errors import BootError, ConfigError
 from .listeners import (
@@ -21,16 +21,29 @@ from .listeners import (
     parse_all,
     unix_address,
 )
+from .logfiles import logger_named
 from .mixin import PreforkMixIn
-from .settings import Settings, SettingsKeywords, settle
+from .settings import FilePath, Settings, SettingsKeywords, settle
+
+if TYPE_CHECKING:
+    import ssl
+
+    from .credentials import Credentials, Password
 
 HandlerClass = Callable[[Any, Any, Any], socketserver.BaseRequestHandler]
 
 
 class _OwnServer(PreforkMixIn):
     """What our own servers share: addresses checked, and bound by our rules; a list of them;
-    the settings as keywords, too; ``start()``."""
+    the settings as keywords, too; TLS and PROXY headers; ``start()``."""
 
+    handshake_timeout: float = 10.0
+    """Seconds for all of a TLS handshake; and, but for HTTP, for a PROXY header before it."""
+    proxy_protocol_from: Sequence[str] = ()
+    """Who begins with a PROXY header, and is believed: addresses, networks, or ``"unix"``."""
+
+    _prefork_alpn: tuple[str, ...] = ()
+    _prefork_credentials: "Credentials | None" = None
     address_family: int
     allow_reuse_port: bool
     server_address: Any
@@ -42,6 +55,11 @@ class _OwnServer(PreforkMixIn):
         bind_and_activate: bool = True,
         *,
         settings: Settings | None = None,
+        ssl_context: "ssl.SSLContext | None" = None,
+        certfile: FilePath | None = None,
+        keyfile: FilePath | None = None,
+        password: "Password | None" = None,
+        proxy_protocol_from: Sequence[str] | None = None,
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
         if isinstance(server_address, list):
@@ -50,6 +68,9 @@ class _OwnServer(PreforkMixIn):
             self._prefork_addresses = (self._prefork_checked(server_address),)
         first = self._prefork_addresses[0]
         settled = settle(self.settings if settings is None else settings, keywords)
+        if proxy_protocol_from is not None:
+            self.proxy_protocol_from = proxy_protocol_from
+        self._prefork_secure(ssl_context, certfile, keyfile, password)
         self.address_family = first.family
         super().__init__(first.name, RequestHandlerClass, bind_and_activate, settings=settled)
 
@@ -85,6 +106,13 @@ class _OwnServer(PreforkMixIn):
                 listener.leave()
         self.socket.close()
 
+    def handle_request(self) -> None:
+        """As ever, in this process; refused where that would speak plain text to TLS clients, or
+        take a PROXY header for a request."""
+        if self._prefork_terms or self._prefork_proxies:
+            raise ConfigError("handle_request() knows no TLS and no PROXY: use serve_forever()")
+        super().handle_request()
+
     def server_bind(self) -> None:
         """Bind and listen, on all addresses or on none: then it may be tried again.
 
@@ -117,6 +145,55 @@ class _OwnServer(PreforkMixIn):
         for listener in self._prefork_more:
             listener.close()
         super().server_close()
+
+    def _prefork_secure(
+        self,
+        context: "ssl.SSLContext | None",
+        certfile: FilePath | None,
+        keyfile: FilePath | None,
+        password: "Password | None",
+    ) -> None:
+        given = {"certfile": certfile, "keyfile": keyfile, "password": password}
+        said = [name for name, value in given.items() if value is not None]
+        if self.proxy_protocol_from != ():
+            from .peers import Peers
+
+            self._prefork_proxies = Peers("proxy_protocol_from", self.proxy_protocol_from)
+        for_streams = [*said, *["ssl_context"] * (context is not None)]
+        for_streams += ["proxy_protocol_from"] * bool(self._prefork_proxies)
+        if for_streams and self.socket_type != socket.SOCK_STREAM:
+            raise ConfigError(
+                f"{for_streams[0]} is for streams, and {type(self).__name__} has datagrams"
+            )
+        if context is not None and said:
+            raise ConfigError(f"ssl_context has its certificate already: give it, or {said[0]}")
+        if certfile is not None:
+            from .credentials import credentials
+
+            self._prefork_credentials = credentials(certfile, keyfile, password, self._prefork_alpn)
+            context = self._prefork_credentials.context()
+        elif said:
+            raise ConfigError(f"{said[0]} is for a certfile, and there is none")
+        if context is not None:
+            from .tls import terms
+
+            self._prefork_terms = terms(context)
+
+    def _prefork_renew(self) -> None:
+        if self._prefork_credentials and self._prefork_terms:
+            context = self._prefork_credentials.context()
+            self._prefork_credentials.warn_of_readers(logger_named(None))
+            self._prefork_terms = self._prefork_terms._replace(context=context)
+
+    @contextmanager
+    def _prefork_listening(self) -> Iterator[list[Listener]]:
+        if self._prefork_credentials:
+            self._prefork_credentials.warn_of_readers(logger_named(None))
+        with super()._prefork_listening() as listeners:
+            yield listeners
+
+    def _prefork_patience(self) -> float:
+        return self.handshake_timeout
 
     def _prefork_settled(self) -> Settings:
         return self.settings

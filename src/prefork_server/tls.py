@@ -3,14 +3,17 @@
 Imported where a program has an SSLSocket, and only there: ``ssl`` is heavy.
 """
 
+import errno
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .errors import ConfigError
 from .vigil import Vigil, Waiting
 
 if TYPE_CHECKING:
@@ -20,7 +23,12 @@ HANDSHAKE = 10.0
 """Seconds for all of a handshake. It is a few round trips, and whoever is slower has asked
 for nothing yet. A limit of each silence alone would let bytes that trickle in hold a place."""
 
+_PIECE = 1 << 16
+"""Bytes of a ``send``. OpenSSL would take all there are, and none before the last has left: a
+limit on what the client takes next would be one on what it takes in all."""
+
 _UNFINISHED = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError)
+_BY_CLIENT = (ConnectionError, TimeoutError, ssl.SSLError)
 
 
 class TLSConnection(Waiting, ssl.SSLSocket):
@@ -48,8 +56,37 @@ class TLSConnection(Waiting, ssl.SSLSocket):
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - ssl's name
         return self._persist(super().read, True, b"" if buffer is None else 0, len, buffer)
 
+    def recv_now(self, bufsize: int) -> bytes | None:
+        """What is there, at most so many bytes; None if that is nothing yet. It never waits.
+
+        What was decrypted and is longer stays with us, and ``pending()`` is how much of it."""
+        read = super().read if self._sslobj else super().recv
+        try:
+            data: bytes = self._attempt(read, bufsize)
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return None
+        except ssl.SSLWantWriteError as wants:
+            # It takes nothing of what we say, and changes its keys. To wait for both would be
+            # for the sake of nobody but who wants to keep us waiting.
+            failure = ConnectionAbortedError("it wants an answer, and takes none")
+            failure.by_client = True  # type: ignore[attr-defined]
+            raise failure from wants
+        self._asked = True
+        return data
+
     def send(self, data: "ReadableBuffer", flags: int = 0) -> Any:
-        return self._persist(super().send, False, None, data, flags)
+        """As ever, some of it is sent, and how much is returned."""
+        return self._persist(super().send, False, None, _beginning(data), flags)
+
+    def send_now(self, data: "ReadableBuffer") -> int:
+        """As many bytes as there is room for; 0 if for none. It never waits. After 0 the next
+        that is sent must begin with the same."""
+        try:
+            sent: int = self._attempt(super().send, _beginning(data))
+        except _UNFINISHED:
+            return 0
+        self._asked = False
+        return sent
 
     def write(self, data: "ReadableBuffer") -> Any:
         return self._persist(super().write, False, None, data)
@@ -62,9 +99,24 @@ class TLSConnection(Waiting, ssl.SSLSocket):
 
     def do_handshake(self, block: bool = False) -> None:
         """``TimeoutError`` after HANDSHAKE seconds in all; after ``timeout``, if that is less."""
-        last = time.monotonic() + min(HANDSHAKE, self._patience or HANDSHAKE)
-        self._persist(super().do_handshake, True, None, block, last=last)
+        self.shake_hands(HANDSHAKE)
+
+    def shake_hands(self, seconds: float) -> None:
+        """The same, after so many seconds."""
+        last = time.monotonic() + min(seconds, self._patience or seconds)
+        self._persist(super().do_handshake, True, None, last=last)
         self._asked = False  # it has only connected
+
+    def shake_hands_now(self) -> int:
+        """As much of it as can be done without waiting. Returns what has to be waited for then,
+        POLLIN or POLLOUT; 0: it is done."""
+        try:
+            self._attempt(super().do_handshake)
+        except ssl.SSLWantReadError:
+            return select.POLLIN
+        except ssl.SSLWantWriteError:
+            return select.POLLOUT
+        return 0
 
     def unwrap(self) -> Any:
         return self._persist(super().unwrap, True, None)
@@ -76,6 +128,15 @@ class TLSConnection(Waiting, ssl.SSLSocket):
             with suppress(OSError, ValueError):
                 self._sslobj.shutdown()
         super().shutdown(how)
+
+    def _attempt(self, operation: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return operation(*args)
+        except _UNFINISHED:
+            raise
+        except _BY_CLIENT as failure:
+            failure.by_client = True  # type: ignore[union-attr]
+            raise
 
     def _persist(
         self,
@@ -92,6 +153,8 @@ class TLSConnection(Waiting, ssl.SSLSocket):
                 except _UNFINISHED as wants:
                     if self._patience == 0:
                         raise
+                    if reading and self._hasty == threading.get_ident():
+                        raise BlockingIOError(errno.EAGAIN, "nothing yet") from None
                     said = type(wants)  # a handshake may have to read, and then to write
                     read = reading if said is BlockingIOError else said is ssl.SSLWantReadError
                     if not self._wait(select.POLLIN if read else select.POLLOUT, reading, last):
@@ -106,9 +169,15 @@ class TLSConnection(Waiting, ssl.SSLSocket):
                     return result
         except _UNFINISHED:  # a timeout of 0 is the handler's own wish
             raise
-        except (ConnectionError, TimeoutError, ssl.SSLError) as failure:
+        except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
             raise
+
+
+def _beginning(data: "ReadableBuffer") -> "ReadableBuffer":
+    if type(data) is bytes and len(data) <= _PIECE:
+        return data
+    return memoryview(data).cast("B")[:_PIECE]
 
 
 def adopt(sock: Any, vigil: Vigil, patience: float | None) -> ssl.SSLSocket:
@@ -116,19 +185,22 @@ def adopt(sock: Any, vigil: Vigil, patience: float | None) -> ssl.SSLSocket:
     if type(sock) is ssl.SSLSocket:
         sock.setblocking(False)
         sock.__class__ = TLSConnection
-        vars(sock).update(_vigil=vigil, _patience=patience, _asked=False)
+        vars(sock).update(_vigil=vigil, _patience=patience, _asked=False, _hasty=0)
         sock.allow(float("inf"))  # type: ignore[attr-defined]
     return sock  # type: ignore[no-any-return]
 
 
-def shake_hands(request: Any) -> None:
-    """Before anything is read. An OSError of it is ``by_client``."""
+def shake_hands(request: Any, seconds: float) -> None:
+    """Before anything is read; it may take so long. An OSError of it is ``by_client``."""
     if isinstance(request, ssl.SSLSocket):
         patience = request.gettimeout()
         try:
-            request.settimeout(min(HANDSHAKE, patience or HANDSHAKE))
-            request.do_handshake()
-            request.settimeout(patience)
+            if isinstance(request, TLSConnection):
+                request.shake_hands(seconds)
+            else:
+                request.settimeout(min(seconds, patience or seconds))
+                request.do_handshake()
+                request.settimeout(patience)
         except OSError as failure:
             failure.by_client = True  # type: ignore[attr-defined]
             raise
@@ -148,6 +220,17 @@ class Terms(NamedTuple):
             connection.getpeername()  # after a reset, wrap_socket fails and leaves one unclosed
             wrapped = self.context.wrap_socket(connection, True, False, self.ragged)
         return adopt(wrapped, vigil, patience)
+
+
+def terms(context: Any) -> Terms:
+    """Those of our own servers: an end without a goodbye is an error. Raises ConfigError."""
+    if not isinstance(context, ssl.SSLContext):
+        raise ConfigError(f"ssl_context must be an ssl.SSLContext, not {context!r}")
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ConfigError(
+            "ssl_context must be for a server, and PROTOCOL_TLS_CLIENT is for clients"
+        )
+    return Terms(context, handshake=True, ragged=False)
 
 
 def take_apart(listener: Any) -> tuple[socket.socket, Terms]:

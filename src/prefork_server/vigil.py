@@ -5,8 +5,10 @@ It knows no scoreboard and no signal: a ``Vigil`` is all it is given of the work
 
 import select
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 else:
     _Socket = object
 
-_FAREWELL = 1.0  # seconds a retiring worker waits for a client that has asked for nothing
+FAREWELL = 1.0  # seconds a retiring worker waits for a client that has asked for nothing
 
 
 class Vigil:
@@ -49,6 +51,7 @@ class Waiting(_Socket):
 
     _allowance: float
     _asked: bool  # whether the client spoke last
+    _hasty: int  # the thread that never waits to read
     _patience: float | None
     _vigil: Vigil
 
@@ -83,6 +86,16 @@ class Waiting(_Socket):
         """So much longer, for what it has read or sent."""
         self._allowance += seconds
 
+    @contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Within, to read raises ``BlockingIOError`` instead, in this thread: the handlers in
+        others may be answering from it."""
+        self._hasty = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._hasty = 0
+
     def __getstate__(self) -> object:
         raise TypeError("cannot pickle a connection")
 
@@ -104,7 +117,7 @@ class Waiting(_Socket):
                 over = True
                 poll.unregister(vigil.bell)  # it has nothing more to say, and may ring on
                 if reading and not self._asked:
-                    last = min(last, now + _FAREWELL)
+                    last = min(last, now + FAREWELL)
             pause = max(0.0, min(vigil.pause, last - now))
             ready = [found for found, _ in poll.poll(pause * 1000)]
             if fd in ready:

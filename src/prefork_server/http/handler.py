@@ -367,7 +367,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
             self._reply.sendfile(source, at, max(0, size - at))
 
     def address_string(self) -> str:
-        return str(self.client_address[0]) if self.client_address else "a UNIX socket"
+        return self.client_address[0] if type(self.client_address) is tuple else "a UNIX socket"
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Called for each answer; by itself it logs if ``logs_requests`` says so."""

@@ -7,7 +7,6 @@ no body where there can be none, and one whose length nobody said goes in chunks
 from collections.abc import Iterable
 from typing import Any, Final
 
-from ..connection import Connection
 from ..vigil import Waiting
 
 _PIECE = 1 << 20  # bytes of a file that are sent at once
@@ -40,7 +39,7 @@ class Reply:
         # Anew after each piece. There is room for one only when the client has taken a part of
         # what the kernel holds for it, a third or so: who takes a byte now and then is late.
         self._allow = connection.allow if isinstance(connection, Waiting) else connection.settimeout
-        self._send_now = connection.send_now if type(connection) is Connection else None
+        self._send_now = getattr(connection, "send_now", None)
         self.reset()
 
     def reset(self) -> None:

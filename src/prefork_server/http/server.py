@@ -7,9 +7,13 @@ from functools import partial
 from http.server import HTTPServer
 from typing import Any
 
+from ..acceptor import Acceptor
 from ..connection import Connection
 from ..handle import MasterHandle
+from ..proxy import ProxyError
 from ..servers import _OwnServer
+from ..vigil import Waiting
+from .entrance import Entrance, turn_away
 from .handler import HTTPRequestHandler
 from .visit import OwnVisit, PlainVisit, parkable
 
@@ -20,10 +24,12 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
 
     Between two requests a connection costs no worker, if the handler class overrides neither
     ``handle()`` nor ``handle_one_request()``, and this neither ``process_request()`` nor
-    ``finish_request()``; one that does keeps its worker, as ever, and so do those over TLS.
+    ``finish_request()``; one that does keeps its worker, as ever. Before the first request,
+    too, it costs none: while a PROXY header or a TLS handshake is under way.
     ``HTTPRequestHandler`` is the handler to use; any ``BaseHTTPRequestHandler`` will do.
     """
 
+    _prefork_alpn = ("http/1.1",)
     server_name: str
     server_port: int
     defer_accept: int = 10
@@ -51,23 +57,39 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
             or kind.finish_request is not socketserver.BaseServer.finish_request
         ):
             return None
+        if self._prefork_terms and not self._prefork_terms.handshake:
+            return None  # it is left to the handler
         make = parkable(self.RequestHandlerClass)
         if make is None:
             return None
         handler = make.func if isinstance(make, partial) else make
         own = issubclass(handler, HTTPRequestHandler)  # type: ignore[arg-type]
         visit = OwnVisit if own else PlainVisit
-        acceptor = master._accepting()
+        head_timeout = (handler if own else HTTPRequestHandler).head_timeout  # type: ignore[union-attr]
+        accepting, proxies = master._accepting(), self._prefork_proxies
+
+        def go_in(acceptor: Acceptor, request: Any, peer: Any) -> None:
+            visit(self, master, acceptor, request, peer).begin(make)
 
         def park(request: Any, peer: Any) -> None:
             master._has_not_asked()
-            visit(self, master, acceptor, request, peer).begin(make)
+            if type(request) is Connection and not proxies:
+                go_in(accepting, request, peer)
+            else:
+                Entrance(self, master, accepting, request, peer, go_in).begin(head_timeout)
 
         return park
 
     def _prefork_process(self, request: Any, peer: Any) -> None:
-        # What TLS has decrypted and nobody read yet, epoll does not tell of.
-        if self._prefork_visit and type(request) is Connection:
+        if self._prefork_visit and isinstance(request, Waiting):
             self._prefork_visit(request, peer)
         else:
             super()._prefork_process(request, peer)
+
+    def _prefork_greet(self, request: Any, peer: Any) -> Any:
+        try:
+            return super()._prefork_greet(request, peer)
+        except ProxyError:
+            if not self._prefork_terms:
+                turn_away(request)
+            raise

@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from ..acceptor import Acceptor, Guest
-from ..connection import Connection
 from ..handle import MasterHandle
 from ..scoreboard import in_ns
+from ..vigil import Waiting
 from .handler import HTTPRequestHandler
 from .stream import LINGER, LINGER_BYTES, SIZE
 from .wire import Reject, find_head
@@ -228,7 +228,7 @@ class PlainVisit(Visit):
     def _has_more(self) -> bool:
         """Whether the next request, or a part of it, has been read already."""
         request = self.request
-        if not isinstance(request, Connection):
+        if not isinstance(request, Waiting):
             return False
         with request.without_waiting():
             return bool(self.handler.rfile.peek(1))
