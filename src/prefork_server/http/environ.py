@@ -29,7 +29,7 @@ HOP_BY_HOP: Final = frozenset(
 )
 DATED: Final = ("date", "server")  # which we say, where the application does not
 
-_fields = re.compile(r"([^:]++):[ \t]*+([^\r]*+)\r\n").findall
+_fields = re.compile(r"([^:]++):[ \t]*+((?:[^\r]*[^\r \t])?)[ \t]*+\r\n").findall
 _status = re.compile(r"([2-9][0-9]{2})(?: (.*+))?", re.DOTALL).fullmatch
 
 
@@ -46,10 +46,9 @@ def add_request(environ: dict[str, Any], request: Request, path: str) -> None:
     for name, value in _fields(request._text, request._start, request._end):
         key = key_of(name)
         if key not in environ:
-            environ[key] = value.rstrip(" \t")
+            environ[key] = value
         elif key:
-            more = value.rstrip(" \t")
-            environ[key] += f"; {more}" if key == "HTTP_COOKIE" else f",{more}"
+            environ[key] += f"; {value}" if key == "HTTP_COOKIE" else f",{value}"
     environ.pop("", None)
 
 

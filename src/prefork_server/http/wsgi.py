@@ -17,7 +17,7 @@ from typing import Any
 
 from ..listeners import address_text
 from ..logfiles import logger_named
-from .environ import DATED, add_request, line_of, status_of
+from .environ import add_request, line_of, status_of
 from .handler import HTTPRequestHandler
 from .reply import AS_IT_IS, Reply
 from .wire import Reject, escape
@@ -69,7 +69,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
     _status: tuple[int, str | None] | None
     _lines: list[bytes]
     _length: int | None
-    _said: set[str]
+    _said: list[str]  # of what we would say otherwise
     _over: bool  # whether the answer is complete, or was cut
 
     def dispatch(self) -> None:
@@ -136,7 +136,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
                 exc_info = None  # else it would hold its own frame
         elif self._status:
             raise RuntimeError("start_response was called twice, the second time without exc_info")
-        said: set[str] = set()
+        said: list[str] = []
         lines: list[bytes] = []
         length = None
         for name, value in headers:
@@ -145,7 +145,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
             if told:
                 if told in said:
                     raise ValueError(f"{name} is said twice")
-                said.add(told)
+                said.append(told)
                 if told == "content-length":
                     length = number
         self._status = status_of(status)
@@ -160,10 +160,10 @@ class WSGIRequestHandler(HTTPRequestHandler):
             raise self._body.fault  # whatever it makes of a request that is malformed
         code, reason = self._status
         reply = self._reply
-        if self._said.isdisjoint(DATED):
-            self.send_response(code, reason)
-        else:
+        if "date" in self._said or "server" in self._said:
             self._send_response_but(code, reason)
+        else:
+            self.send_response(code, reason)
         if self._length is not None:
             reply.length = self._length
         elif length is not None and code not in _BODILESS and (length or self.command != "HEAD"):
@@ -181,9 +181,12 @@ class WSGIRequestHandler(HTTPRequestHandler):
             if name.lower() not in self._said:
                 self.send_header(name, value)
 
-    def _write(self, piece: bytes) -> None:
+    def _check_piece(self, piece: object) -> None:
         if not isinstance(piece, bytes):
             raise TypeError(f"an application answers in pieces of bytes, not {piece!r:.100}")
+
+    def _write(self, piece: bytes) -> None:
+        self._check_piece(piece)
         if piece:
             reply = self._reply
             if not (reply.begun or reply.pending):
@@ -212,14 +215,17 @@ class WSGIRequestHandler(HTTPRequestHandler):
         self._end(reply)
 
     def _send_all(self, pieces: list[bytes] | tuple[bytes, ...]) -> None:
-        reply = self._reply
-        if not (reply.begun or reply.pending):
+        if self._reply.begun or self._reply.pending:
             for piece in pieces:
-                if not isinstance(piece, bytes):
-                    self._write(piece)  # which says what is wrong
-            self._begin(sum(map(len, pieces)))
+                self._write(piece)
+            return
         for piece in pieces:
-            self._write(piece)
+            if type(piece) is not bytes:
+                self._check_piece(piece)
+        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._begin(len(whole))
+        if whole and self.command != "HEAD":
+            self._reply.write(whole)
 
     def _send_file(self, wrapper: FileWrapper) -> None:
         reply, most = self._reply, self._length
