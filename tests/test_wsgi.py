@@ -260,6 +260,24 @@ def test_over_tls_the_scheme_is_https(tmp_path: Path) -> None:
     assert b"Scheme: https" in fields and body == big.read_bytes()
 
 
+def test_a_stderr_that_was_closed_is_no_error_of_the_application(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        errors = environ["wsgi.errors"]
+        errors.write("nobody hears it")
+        errors.writelines(["nor this"])
+        errors.flush()
+        start_response(OK, [])
+        return [b"fine"]
+
+    with served(app) as address, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        patch.setattr(sys, "__stderr__", None)
+        answer = asked(address)
+    assert answer.endswith(b"fine")
+
+
 # The body of the request
 
 

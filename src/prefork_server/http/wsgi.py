@@ -19,7 +19,7 @@ from ..listeners import address_text
 from ..logfiles import logger_named
 from .environ import add_request, line_of, status_of
 from .handler import HTTPRequestHandler
-from .reply import AS_IT_IS, Reply
+from .reply import AS_IT_IS, COUNTED, Reply
 from .wire import Reject, escape
 
 _Fields = Iterable[tuple[str, str]]
@@ -91,7 +91,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
     # What it is told
 
     def make_environ(self) -> dict[str, Any]:
-        """A new one for each request. Override it to add something, before it is checked."""
+        """Of each request anew. Override it to add something."""
         if self._environ is None:
             self._environ = self._make_environ_of_connection()
         environ = self._environ.copy()
@@ -212,7 +212,10 @@ class WSGIRequestHandler(HTTPRequestHandler):
                 f"the answer is {reply.left} bytes shorter than the Content-Length of the "
                 "application"
             )
-        self._end(reply)
+        if reply.mode == COUNTED and not (reply.pending or reply.excess or self._body):
+            self._over = True  # nearly every answer
+        else:
+            self._end(reply)
 
     def _send_all(self, pieces: list[bytes] | tuple[bytes, ...]) -> None:
         if self._reply.begun or self._reply.pending:
