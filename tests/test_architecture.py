@@ -88,7 +88,7 @@ MAY_IMPORT = {
     "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},
     "testing": {"forks", "listeners", "logfiles", "preforker", "mixin"},
-    "__init__": set(MODULES) - {"testing"},
+    "__init__": set(MODULES) - {"testing"} | {"http"},  # see below: for its types alone
 }
 
 # What speaks HTTP stands on the core, which does not know it. A bare name is a module of its own.
@@ -99,12 +99,18 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.heads": {"wire"},
     "http.stream": {"connection", "vigil", "wire"},
     "http.reply": {"vigil"},
-    "http.handler": {"vigil", "wire", "heads", "stream", "reply"},
+    "http.forwarded": {"peers", "grammar", "wire"},
+    "http.asked": {"forwarded", "wire"},
+    "http.access": {"logfiles", "wire"},
+    "http.handler": {"vigil", "reception", "wire", "heads", "stream", "reply", "asked", "access"},
     "http.visit": {"acceptor", "vigil", "handle", "scoreboard", "wire", "stream", "handler"},
     "http.entrance": {"acceptor", "handle", "proxy", "scoreboard", "stream"},
-    "http.server": {"acceptor", "connection", "vigil", "handle", "proxy", "servers", "handler"}
-    | {"entrance", "visit"},
-    "http.__init__": {"handler", "server", "wire"},
+    "http.server": {"acceptor", "connection", "vigil", "handle", "listeners", "proxy", "servers"}
+    | {"handler", "entrance", "forwarded", "visit"},
+    "http.environ": {"grammar", "heads", "wire"},
+    "http.wsgi": {"listeners", "logfiles", "environ", "handler", "reply", "wire"},
+    "http.application": {"errors", "listeners", "settings", "forwarded", "server", "wsgi"},
+    "http.__init__": {"application", "handler", "server", "wire", "wsgi"},
 }
 
 # Which modules may make processes, signal them, wait for them, or leave without goodbye.
@@ -118,7 +124,7 @@ MAY_CALL = {
     "os.waitpid": {"reaper", "daemon", "upgrade"},
     "os._exit": {"master", "handle", "worker", "daemon", "upgrade"},
     "sys.exit": set(),
-    "time.time": {"http.handler"},  # for Date; durations are monotonic
+    "time.time": {"http.handler", "http.access"},  # dates for people; durations are monotonic
     "datetime.now": set(),
     "time.sleep": {"listeners", "pidfile"},  # before anything is forked
     "os.system": set(),
@@ -144,6 +150,7 @@ WIDE = {
     "launch": {"_last_words"},
     "testing": {"_afterwards", "_log_noted", "_serve"},
     "http.handler": {"serve_request"},
+    "http.wsgi": {"dispatch"},
     "http.visit": {"resume"},
     "http.entrance": {"resume"},
 }
@@ -182,7 +189,25 @@ def test_each_module_of_http_imports_only_what_lies_below_it(module: str) -> Non
 def test_the_core_does_not_know_http() -> None:
     for module, tree in MODULES.items():
         ours = {part for name in _imports(tree) for part in name.split(".")}
-        assert not (ours | _imported(tree)) & {"http", "prefork_server"}, module
+        known = (ours | _imported(tree)) & {"http", "prefork_server"}
+        assert known <= ({"http"} if module == "__init__" else set()), module
+
+
+def test_the_top_level_loads_http_only_for_who_asks_for_a_name_of_it() -> None:
+    (types,) = (
+        node
+        for node in MODULES["__init__"].body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    everywhere, there = (
+        [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "http"]
+        for tree in (MODULES["__init__"], types)
+    )
+    assert everywhere == there != []
+    asked = "from prefork_server import {}; import prefork_server"
+    assert "prefork_server.http" not in _loaded_by(asked.format("PreforkTCPServer, Preforker"))
+    for name in prefork_server._HTTP:
+        assert "prefork_server.http" in _loaded_by(asked.format(name))
 
 
 def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:
@@ -248,14 +273,15 @@ def test_the_import_loads_nothing_and_a_name_nothing_heavy() -> None:
 
 
 def test_the_public_names_are_where_the_top_level_says() -> None:
-    assert sorted(prefork_server._HOME_OF) == sorted(prefork_server.__all__)
-    assert set(prefork_server.__all__) <= set(dir(prefork_server))
+    named = [*prefork_server.__all__, *prefork_server._HTTP]
+    assert sorted(prefork_server._HOME_OF) == sorted(named)
+    assert set(named) <= set(dir(prefork_server))
     with pytest.raises(AttributeError, match="has no attribute 'PreforkFTPServer'"):
         prefork_server.PreforkFTPServer  # noqa: B018
 
 
 def test_every_public_name_has_a_docstring() -> None:
-    for name in prefork_server.__all__:
+    for name in prefork_server._HOME_OF:
         thing = getattr(prefork_server, name)
         assert thing.__doc__, name
         if isinstance(thing, type):

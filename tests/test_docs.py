@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from prefork_server import Preforker, PreforkMixIn, PreforkTCPServer, Settings
+from prefork_server import (
+    HTTPRequestHandler,
+    Preforker,
+    PreforkMixIn,
+    PreforkTCPServer,
+    Settings,
+)
 from prefork_server.master import HEARD
 
 from .conftest import PATIENCE, Starter, alive, children, eventually, unmeasured
@@ -102,6 +108,20 @@ class _Bare:
 def test_the_signals_table_has_all_that_the_master_hears() -> None:
     said = [row[0].strip("`") for row in rows(page("signals.md"))]
     assert sorted(said) == sorted(signum.name.removeprefix("SIG") for signum in HEARD)
+
+
+def test_the_table_of_limits_has_every_limit_of_the_handler_with_its_default() -> None:
+    text = page("http.md").partition("## Limits")[2]
+    table = {row[0].strip("`"): ast.literal_eval(row[1].strip("`")) for row in rows(text)}
+    numbers = {
+        name: value
+        for name, value in vars(HTTPRequestHandler).items()
+        if type(value) in (int, float) and not name.startswith("_")
+    }
+    limits = {
+        f"limits.{name}": value for name, value in HTTPRequestHandler.limits._asdict().items()
+    }
+    assert table == numbers | limits
 
 
 # Programs

@@ -296,3 +296,52 @@ def _killed_in_the_middle_of_a_job(jobs: sqlite3.Connection) -> tuple[int, int]:
 def _count(jobs: sqlite3.Connection, where: str) -> int:
     (count,) = jobs.execute(f"SELECT count(*) FROM jobs WHERE {where}").fetchone()
     return int(count)
+
+
+# HTTP, as curl sees it
+
+
+def curl(server: Server, path: str, *options: str) -> str:
+    assert isinstance(server.address, tuple)
+    url = "http://{}:{}{}".format(*server.address, path)
+    command = ["curl", "-sS", "--max-time", "10", "--path-as-is", *options, url]
+    return subprocess.check_output(command, text=True)
+
+
+def test_hello_wsgi_answers_at_both_doors_and_logs(start: Starter, tmp_path: Path) -> None:
+    script = EXAMPLES / "hello_wsgi.py"
+    server = start.script(script, "127.0.0.1:0", "unix:hello.sock").all_ready(4)
+    by_unix = ["--unix-socket", str(tmp_path / "hello.sock"), "-A", "me"]
+    for path, options in (("/a%20b", []), ("/c?d", by_unix)):
+        answer = re.fullmatch(r"Hello (\S.*) from process (\d+)\n", curl(server, path, *options))
+        assert answer and int(answer[2]) in server.workers()
+        assert answer[1] == {"/a%20b": "/a b", "/c?d": "/c"}[path]
+    server.saw(r'^127\.0\.0\.1 - - \[.*\] "GET /a%20b HTTP/1\.1" 200 \d+ "-" "curl/')
+    server.saw(r'^unix: - - \[.*\] "GET /c\?d HTTP/1\.1" 200 \d+ "-" "me"$')
+
+
+def test_flask_app_takes_an_upload_and_streams_and_hears_its_proxy(start: Starter) -> None:
+    pytest.importorskip("flask")
+    server = start.script(EXAMPLES / "flask_app.py", "127.0.0.1:0").all_ready(4)
+    client = curl(server, "/", "-H", "X-Forwarded-For: 1.2.3.4, 203.0.113.9")
+    assert re.fullmatch(r"Hello 203\.0\.113\.9 from process \d+\n", client)
+    for more in ([], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect: 100-continue"]):
+        upload = curl(server, "/count", "-F", f"file=@{ROOT / 'pyproject.toml'}", *more)
+        assert upload.strip() == f'{{"file":{(ROOT / "pyproject.toml").stat().st_size}}}'
+    assert curl(server, "/stream", "-i").count("\n") > 5
+    assert curl(server, "/stream") == curl(server, "/stream", "--http1.0") == "0\n1\n2\n3\n4\n"
+
+
+def test_files_are_sent_and_those_outside_are_not(start: Starter, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown" / "big").write_bytes(content)
+    (tmp_path / "secret").write_text("secret")
+    server = start.script(EXAMPLES / "files.py", "127.0.0.1:0", "shown").all_ready(4)
+    curl(server, "/big", "-o", str(tmp_path / "got"))
+    assert (tmp_path / "got").read_bytes() == content
+    assert ">big</a>" in curl(server, "/")
+    for path in ("/../secret", "/%2e%2e/secret", "//secret", "/big/../../secret"):
+        answer = curl(server, path, "-i")
+        assert answer.startswith("HTTP/1.1 404 ") and not answer.endswith("secret"), path
+    server.saw(r'"GET /big HTTP/1\.1" 200 3000000 ')

@@ -16,7 +16,7 @@ from .conftest import PATIENCE, Server, Starter, read_all
 pytestmark = pytest.mark.processes
 
 HTTP = """
-    from prefork_server.http import *
+    from prefork_server.http import HTTPRequestHandler, Limits, PreforkHTTPServer
     from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 
     class Hello(HTTPRequestHandler):

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .errors import BindError, BootError, ConfigError, PreforkError
     from .handle import MasterHandle, current_master
+    from .http import HTTPRequestHandler as HTTPRequestHandler
+    from .http import PreforkHTTPServer as PreforkHTTPServer
+    from .http import PreforkWSGIServer as PreforkWSGIServer
+    from .http import serve as serve
     from .job import Hooks
     from .mixin import PreforkMixIn
     from .plan import Death
@@ -47,7 +51,11 @@ _HOMES = {
     "settings": ("Settings",),
     "handle": ("MasterHandle", "current_master"),
 }
+# Not in __all__: http.server and email, which these load, are heavy, and who takes everything
+# may want no HTTP.
+_HTTP = ("HTTPRequestHandler", "PreforkHTTPServer", "PreforkWSGIServer", "serve")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF |= dict.fromkeys(_HTTP, "http")
 
 __all__ = [
     "BindError",
@@ -80,4 +88,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *_HOME_OF})

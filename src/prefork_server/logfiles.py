@@ -36,7 +36,7 @@ def speaking(logger: logging.Logger, path: FilePath | None = None) -> Iterator[N
     """
     with ExitStack() as stack:
         with _turn:
-            if path or all(isinstance(each, LogFile | _Stderr) for each in reached(logger)):
+            if path or not is_configured(logger):
                 # Two servers of one process do not say everything twice.
                 shared = (each for each in logger.handlers if isinstance(each, _Stderr))
                 handler = (
@@ -80,6 +80,11 @@ def lent(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
             if not handlers:
                 del _lent[logger]
                 logger.setLevel(level)
+
+
+def is_configured(logger: logging.Logger) -> bool:
+    """Whether the program has seen to it that somebody hears this logger, besides ours."""
+    return not all(isinstance(each, LogFile | _Stderr) for each in reached(logger))
 
 
 def reached(logger: logging.Logger) -> Iterator[logging.Handler]:

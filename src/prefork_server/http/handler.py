@@ -6,11 +6,13 @@ It runs in any ``socketserver`` server. How a connection is parked is known to `
 import os
 import time
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from io import BufferedReader, BytesIO
 from typing import Any
 
+from ..reception import is_tls
 from ..vigil import Waiting
+from .access import log_answer
+from .asked import Asked
 from .heads import beginnings, field, status_line
 from .reply import COUNTED, Reply
 from .stream import Body, Stream, linger
@@ -23,7 +25,7 @@ _NO_PHRASE = ("",)
 _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
 
 
-class HTTPRequestHandler(BaseHTTPRequestHandler):
+class HTTPRequestHandler(Asked):
     """``BaseHTTPRequestHandler`` for use in production: write ``do_GET()`` and all as for that.
 
     What it does otherwise: HTTP/1.1 with connections that are kept; only what is a request by
@@ -36,6 +38,10 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     ``head_timeout`` for a head from its first byte; ``body_timeout`` for all of a body, and a
     second more per ``minimum_rate`` bytes; ``write_timeout`` until it takes more of an answer;
     ``keep_alive_timeout`` between two requests. After ``max_requests`` a connection is closed.
+
+    ``access_log``: after each answer a line of Apache's combined format, to the logger
+    ``prefork_server.access``, or else to stdout. ``forwarded_from``: the proxies that are
+    believed when they say for whom they ask; see ``docs/http.md``.
 
     Who puts files of his own for ``rfile`` and ``wfile`` has the standard library's handler.
     """
@@ -51,6 +57,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     minimum_rate: float = 500  # bytes a second
     max_requests: int = 1000
     logs_requests: bool = False
+    access_log: bool = False
 
     wfile: Any
     command: str
@@ -60,7 +67,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
     lingers: bool  # whether bytes that nobody read may be on their way at the end
-    _request: Request
 
     def setup(self) -> None:
         connection = self.connection = self.request
@@ -69,9 +75,9 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         self._stream = Stream(connection, self.minimum_rate)
         self.wfile = self._reply = Reply(connection, self.write_timeout)
         self._body: Body | None = None
-        self._made_file: Any = None
-        self._made_line: str | None = None
-        self._made_headers: Any = None
+        self._made_file = self._made_line = self._made_headers = None
+        self._peer = self.client_address
+        self.scheme = self._own_scheme = "https" if is_tls(connection) else "http"
         self._served = 0
         self._is_over = connection.is_over if isinstance(connection, Waiting) else lambda: False
         kind = type(self)
@@ -114,19 +120,27 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         reply = self._reply
         reply.reset()
         self._made_file = self._made_line = self._made_headers = self._body = None
+        request = None
         try:
-            self._request = read_head(head, self.limits)
+            self._request = request = read_head(head, self.limits)
+            if self.forwarded_from:
+                self.hear_proxy()
             if self.parse_request():
                 self.dispatch()
             if reply.mode != COUNTED or reply.pending or reply.left or reply.excess or self._body:
                 self._end(reply)
         except Reject as fault:
-            self.refuse(fault)
+            if not request:
+                self._forget()
+            self._refuse(fault)
         except Exception as error:  # user code
             self.close_connection = True
             if not (reply.begun or getattr(error, "by_client", False)):
                 self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
             raise
+        finally:
+            if self.access_log:
+                log_answer(self, head)
 
     def parse_request(self) -> bool:
         """Set ``command``, ``path`` and the others from the request; False: it was answered."""
@@ -204,44 +218,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         if skipped is False:
             self.close_connection = self.lingers = True
         return skipped
-
-    # What has been asked, made when it is first asked for
-
-    @property
-    def rfile(self) -> Any:
-        """The body of the request: it ends where that ends."""
-        if self._made_file is None:
-            self._made_file = BytesIO()
-        return self._made_file
-
-    @rfile.setter
-    def rfile(self, file: Any) -> None:
-        self._made_file = file
-
-    @property
-    def requestline(self) -> str:
-        if self._made_line is None:
-            request = self._request
-            self._made_line = f"{request.method} {request.target} {self.request_version}"
-        return self._made_line
-
-    @requestline.setter
-    def requestline(self, line: str) -> None:
-        self._made_line = line
-
-    @property
-    def headers(self) -> Any:
-        """An ``email.message.Message``."""
-        if self._made_headers is None:
-            message = self.MessageClass()
-            for name, value in self._request.fields:
-                message.set_raw(name, value)
-            self._made_headers = message
-        return self._made_headers
-
-    @headers.setter
-    def headers(self, headers: Any) -> None:
-        self._made_headers = headers
 
     # The answer
 
@@ -377,7 +353,14 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     # Where there is no request to answer
 
     def refuse(self, fault: Reject) -> None:
-        """Answer what is no request, if an answer has not begun, and close the connection."""
+        """Answer what is not even the head of a request, and close the connection."""
+        self._reply.reset()
+        self._forget()
+        self._refuse(fault)
+        if self.access_log:
+            log_answer(self, bytes(self._stream.buffer))
+
+    def _refuse(self, fault: Reject) -> None:
         self.close_connection = self.lingers = True
         if not self._reply.begun:
             self._answer_with(fault.status, fault.reason)

@@ -28,7 +28,7 @@ class Reply:
 
     __slots__ = (
         "_allow", "_connection", "_send_now", "_timeout", "begun", "excess", "left", "length",
-        "lines", "mode", "pending", "raw", "said_connection", "status",
+        "lines", "mode", "pending", "raw", "said_connection", "status", "streamed",
     )  # fmt: skip
 
     closed: bool = False  # it ends with its connection
@@ -53,6 +53,7 @@ class Reply:
         self.begun: bool = False  # whether anything of the answer has left
         self.excess: bool = False  # whether there was more of a body than there may be
         self.left: int = 0
+        self.streamed: int = 0  # bytes of a body that is not COUNTED
         self.mode: int = AS_IT_IS
 
     def writable(self) -> bool:
@@ -109,12 +110,14 @@ class Reply:
                 self.excess = True
                 data = memoryview(data).cast("B")[: self.left]
             self.left -= len(data) if self.excess else size
-        elif mode != AS_IT_IS and size:
-            if mode == BODILESS:
-                self.excess = True
-                return size
-            self._go_in_chunks()
-            data = b"%x\r\n%b\r\n" % (size, bytes(data))
+        elif mode == BODILESS and size:
+            self.excess = True
+            return size
+        elif size:
+            self.streamed += size
+            if mode != AS_IT_IS:
+                self._go_in_chunks()
+                data = b"%x\r\n%b\r\n" % (size, bytes(data))
         if self.pending:
             self._send_head(data)
         elif size:
@@ -137,6 +140,13 @@ class Reply:
             self._send(b"0\r\n\r\n")
         return self.left == 0
 
+    @property
+    def body_sent(self) -> int:
+        """Bytes of the body that the kernel has taken, without their framing."""
+        if self.mode == COUNTED and self.length is not None:
+            return self.length - self.left
+        return self.streamed
+
     def interim(self, head: bytes) -> None:
         """An answer of the 100s: another is to follow."""
         self._connection.sendall(head)
@@ -149,7 +159,11 @@ class Reply:
             count = min(count, self.left)
             while count > 0:
                 self._allow(self._timeout)
-                sent = self._connection.sendfile(file, offset, min(count, _PIECE))
+                try:
+                    sent = self._connection.sendfile(file, offset, min(count, _PIECE))
+                except OSError:
+                    self.left -= max(0, file.tell() - offset)
+                    raise
                 if not sent:
                     break  # the file has become shorter
                 offset, count, self.left = offset + sent, count - sent, self.left - sent
@@ -179,12 +193,24 @@ class Reply:
 
     def _send(self, data: Any) -> None:
         self.begun = True
-        if self._send_now:
-            sent = self._send_now(data)
-            if sent == len(data):
-                return
-            data = memoryview(data)[sent:]
-        rest = memoryview(data).cast("B")
-        while rest:
-            self._allow(self._timeout)
-            rest = rest[self._connection.send(rest) :]
+        rest = data
+        try:
+            if self._send_now:
+                sent = self._send_now(data)
+                if sent == len(data):
+                    return
+                rest = memoryview(data)[sent:]
+            rest = memoryview(rest).cast("B")
+            while rest:
+                self._allow(self._timeout)
+                rest = rest[self._connection.send(rest) :]
+        except OSError:
+            self._unsend(memoryview(rest).nbytes)
+            raise
+
+    def _unsend(self, size: int) -> None:
+        """So many bytes did not leave after all, and the connection is at its end."""
+        if self.mode == COUNTED:
+            self.left = min(self.length or 0, self.left + size)
+        else:
+            self.streamed = max(0, self.streamed - size)

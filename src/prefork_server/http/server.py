@@ -10,10 +10,12 @@ from typing import Any
 from ..acceptor import Acceptor
 from ..connection import Connection
 from ..handle import MasterHandle
+from ..listeners import Address
 from ..proxy import ProxyError
 from ..servers import _OwnServer
 from ..vigil import Waiting
 from .entrance import Entrance, turn_away
+from .forwarded import believed
 from .handler import HTTPRequestHandler
 from .visit import OwnVisit, PlainVisit, parkable
 
@@ -36,7 +38,14 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
     """Seconds for which a client that has only connected is not handed to a worker
     (``TCP_DEFER_ACCEPT``); 0 for a handler that speaks first."""
 
+    @classmethod
+    def _prefork_checked(cls, given: Any) -> Address:
+        return cls._prefork_parse(given)  # HTTP is spoken on UNIX sockets, too
+
     def server_bind(self) -> None:
+        handler = self.RequestHandlerClass
+        kind = handler.func if isinstance(handler, partial) else handler
+        believed(getattr(kind, "forwarded_from", ()))  # or ConfigError, before anything is bound
         super().server_bind()
         # The standard library asks the name service for server_name, which may take minutes.
         self.server_name, self.server_port = "localhost", 0

@@ -99,6 +99,7 @@ class Body(io.RawIOBase):
     ) -> None:
         self.left: int | None = length
         self.started: bool = False
+        self.fault: Reject | None = None  # why it never ends, for whoever caught that
         self._stream = stream
         self._chunks = Chunks(limits) if length is None else None
         self._decoded = b""
@@ -115,13 +116,17 @@ class Body(io.RawIOBase):
         return not self.left
 
     def readinto(self, buffer: Any) -> int:
-        with memoryview(buffer) as view:
-            while not (data := self._next(len(view))):
-                if self.finished:
-                    return 0
-                self._wait()
-            view[: len(data)] = data
-            return len(data)
+        try:
+            with memoryview(buffer) as view:
+                while not (data := self._next(len(view))):
+                    if self.finished:
+                        return 0
+                    self._wait()
+                view[: len(data)] = data
+                return len(data)
+        except Reject as fault:
+            self.fault = fault
+            raise
 
     def discard_now(self, most: int) -> bool | None:
         """Forget what has come of it, at most so many bytes. True: that was all; None: more is
