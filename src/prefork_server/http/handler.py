@@ -13,7 +13,7 @@ from typing import Any
 from ..vigil import Waiting
 from .heads import beginnings, field, status_line
 from .reply import COUNTED, Reply
-from .stream import Body, Stream, linger
+from .stream import Body, Rest, Stream, is_connection, linger
 from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
 
 _ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
@@ -37,7 +37,8 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     second more per ``minimum_rate`` bytes; ``write_timeout`` until it takes more of an answer;
     ``keep_alive_timeout`` between two requests. After ``max_requests`` a connection is closed.
 
-    Who puts files of his own for ``rfile`` and ``wfile`` has the standard library's handler.
+    After a 101, or a 2xx of ``do_CONNECT()``, ``rfile`` goes on with what comes, without limits.
+    Who puts files of his own for ``rfile`` and ``wfile``, or has no socket, has http.server's.
     """
 
     protocol_version: str = "HTTP/1.1"
@@ -53,32 +54,34 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     logs_requests: bool = False
 
     wfile: Any
-    command: str
-    path: str
-    request_version: str
     connection: Any
-    close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
     lingers: bool  # whether bytes that nobody read may be on their way at the end
     _request: Request
+    _reply: Any
+    _made_file: Any
+    _made_line: str | None
+    _made_headers: Any
 
     def setup(self) -> None:
         connection = self.connection = self.request
+        if not is_connection(connection):  # but has makefile(), as in many a test
+            self._reply = self._made_line = self._made_headers = None
+            self._logs, self._plain = True, False
+            super().setup()
+            return
         if self.timeout is not None:
             connection.settimeout(self.timeout)
         self._stream = Stream(connection, self.minimum_rate)
         self.wfile = self._reply = Reply(connection, self.write_timeout)
         self._body: Body | None = None
-        self._made_file: Any = None
-        self._made_line: str | None = None
-        self._made_headers: Any = None
+        self._made_file = self._made_line = self._made_headers = None
         self._served = 0
         self._is_over = connection.is_over if isinstance(connection, Waiting) else lambda: False
         kind = type(self)
         self._logs = self.logs_requests or kind.log_request is not HTTPRequestHandler.log_request
         self._plain = kind.send_response_only is HTTPRequestHandler.send_response_only
-        self.close_connection = True
-        self.lingers = False
+        self.close_connection, self.lingers = True, False
         self.command, self.path, self.requestline = "", "", ""  # until there was a request
         self.request_version = self.protocol_version
 
@@ -113,9 +116,10 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         self._served += 1
         reply = self._reply
         reply.reset()
-        self._made_file = self._made_line = self._made_headers = self._body = None
+        self._made_file = self._made_headers = self._body = None
+        self._made_line = self.command = ""  # until there is a request
         try:
-            self._request = read_head(head, self.limits)
+            self._request, self._made_line = read_head(head, self.limits), None
             if self.parse_request():
                 self.dispatch()
             if reply.mode != COUNTED or reply.pending or reply.left or reply.excess or self._body:
@@ -133,8 +137,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         if self.wfile is not self._reply:
             return super().parse_request()
         request = self._request
-        self.command = request.method
-        self.target = request.target
+        self.command, self.target = request.method, request.target
         path = request.path
         if path.startswith("//"):  # in a Location of a handler it would name another host
             path = "/" + path.lstrip("/")
@@ -150,8 +153,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         else:
             self._body = Body(stream, length, self.limits, self.body_timeout, self._go_on)
             self.rfile = BufferedReader(self._body, 65536)
-        own = type(self).handle_expect_100 is not HTTPRequestHandler.handle_expect_100
-        return self.handle_expect_100() if request.expects_continue and own else True
+        return not request.expects_continue or self.handle_expect_100()
 
     def handle_expect_100(self) -> bool:
         """Whether the body is welcome. Override it to refuse: send an answer, return False.
@@ -327,18 +329,19 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     def _choose_mode(self, reply: Reply) -> bool:
         """How the body goes, where that is not plain. False: no final answer has begun."""
         status = reply.status
-        if status == HTTPStatus.SWITCHING_PROTOCOLS:
+        if status == 101 or (self.command == "CONNECT" and 200 <= status < 300):
             # What is spoken now has an end, and limits, of its own.
             self.close_connection = reply.said_connection = True
             self._stream.allow(float("inf"))
+            self.rfile = BufferedReader(Rest(self._stream))
         elif 100 <= status < 200:
             reply.interim(b"".join((*reply.lines, b"\r\n")))
             reply.reset()
             return False
         else:
             old = self.request_version == "HTTP/1.0" or self.protocol_version < "HTTP/1.1"
-            if reply.frame(status, self.command == "HEAD", old):
-                self.close_connection = True
+            empty = self.command == "HEAD" or (status == 205 and self.close_connection)
+            self.close_connection |= reply.frame(status, empty, old)
         return True
 
     def _is_last(self) -> bool:
@@ -350,10 +353,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
                 return True
         return self._served >= self.max_requests or self._is_over()
 
-    def flush_headers(self) -> None:
-        if self.wfile is not self._reply:
-            super().flush_headers()
-
     def version_string(self) -> str:
         return f"{self.server_version} {self.sys_version}".rstrip()
 
@@ -361,10 +360,11 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         """Of ``SimpleHTTPRequestHandler``: a real file goes by ``os.sendfile``."""
         try:
             size, at = os.fstat(source.fileno()).st_size, source.tell()
+            send = outputfile.sendfile
         except (AttributeError, OSError):
             super().copyfile(source, outputfile)  # type: ignore[misc]
         else:
-            self._reply.sendfile(source, at, max(0, size - at))
+            send(source, at, max(0, size - at))
 
     def address_string(self) -> str:
         return str(self.client_address[0]) if self.client_address else "a UNIX socket"
