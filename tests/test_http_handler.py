@@ -148,10 +148,10 @@ def test_an_answer_to_head_has_the_fields_and_no_body(ask: Ask) -> None:
         self.end_headers()
         self.wfile.write(b"dropped")
 
-    asks = (
-        b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\nHEAD / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
-    )
-    answer = ask(do_HEAD, asks=asks)
+    errors: list[Any] = []
+    asks = (KEPT + LAST).replace(b"GET", b"HEAD")
+    answer = ask(do_HEAD, asks=asks, log_error=lambda *words: errors.append(words))
+    assert not errors
     assert answer.count(b"Content-Length: 7\r\n") == 2
     assert answer.count(b"HTTP/1.1 200 OK") == 2
     assert b"dropped" not in answer
@@ -404,6 +404,13 @@ def test_what_is_no_request_is_logged_without_one(ask: Ask) -> None:
     ask(do_GET, log_message, asks=KEPT + b"GET / HTTP/1.1\r\n\r\n", **own)
     refused = ["code 400, message Bad Request", '"" 400 -']
     assert lines == [*refused, '"GET / HTTP/1.1" 204 -', *refused]
+
+
+def test_there_are_limits_for_a_class_that_says_nothing_of_them() -> None:
+    kind = HTTPRequestHandler
+    assert kind.limits == Limits(8190, 8190, 100, 65536, 1 << 30, 4096)
+    assert (kind.head_timeout, kind.body_timeout, kind.minimum_rate) == (10, 30, 500)
+    assert (kind.write_timeout, kind.keep_alive_timeout, kind.max_requests) == (30, 5, 1000)
 
 
 def test_an_overridden_log_request_is_called(ask: Ask) -> None:

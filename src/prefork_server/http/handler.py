@@ -186,7 +186,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         if not reply.end():
             self.close_connection = True
             self.log_error("the answer is %d bytes shorter than its Content-Length", reply.left)
-        if reply.excess:
+        if reply.excess and self.command != "HEAD":  # where do_HEAD is do_GET, that is right
             self.close_connection = self.close_connection or reply.mode == COUNTED
             self.log_error("what was written of the answer beyond its end was dropped")
         if self.close_connection and self._body and not self._body.finished:

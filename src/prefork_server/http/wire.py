@@ -51,7 +51,8 @@ _LEADING: Final = 4
 # (gh-106052). But none can be left before its end in a way that matches, so it is one pass.
 _QUERY = r"!\"$-~"  # printable but "#"; browsers send "\", "|" and a lone "%" here
 _PATH = r"!\"$&->@-\[\]-~"  # the same without "%", "?" and "\"
-_FULL_PATH = rf"/[{_PATH}]*+(?:%[0-9A-Fa-f]{{2}}[{_PATH}]*+)*"
+# A NUL in a path is for nobody, and many a file system's functions fail at one (RFC 3986 7.3).
+_FULL_PATH = rf"/[{_PATH}]*+(?:%(?!00)[0-9A-Fa-f]{{2}}[{_PATH}]*+)*"
 _ORIGIN = rf"{_FULL_PATH}(?:\?[{_QUERY}]*+)?"
 _MANY: Final = 100  # fields; more are looked at line by line, where a program allows them
 _FIELDS = rf"(?:[{TOKEN}]++:[{TEXT}]*+\r\n){{0,{_MANY}}}"
