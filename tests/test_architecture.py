@@ -63,7 +63,7 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.stream": {"connection", "vigil", "wire"},
     "http.reply": {"connection", "vigil"},
     "http.handler": {"vigil", "wire", "heads", "stream", "reply"},
-    "http.visit": {"acceptor", "connection", "handle", "scoreboard", "wire", "stream", "handler"},
+    "http.visit": {"acceptor", "handle", "scoreboard", "wire", "stream", "handler"},
     "http.server": {"connection", "handle", "servers", "handler", "visit"},
     "http.__init__": {"handler", "server", "wire"},
 }

@@ -272,6 +272,16 @@ def test_what_came_with_an_upgrade_is_the_first_that_is_read(ask: Ask) -> None:
             assert parts(read_all(client))[2] == b"with it\nGET /"
 
 
+@pytest.mark.parametrize("wrong", [b"GET / HTTP/1.1\r\n folded", b"GET / FTP", b"GET /\r\n\r\n"])
+def test_who_was_answered_once_is_told_all_the_same_what_is_wrong(ask: Ask, wrong: bytes) -> None:
+    def do_GET(self: Any) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+    answer = ask(do_GET, asks=KEPT + wrong)
+    assert answer.startswith(b"HTTP/1.1 204 ") and answer.count(b"HTTP/1.1 400 ") == 1
+
+
 TUNNEL = b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"
 
 

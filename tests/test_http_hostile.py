@@ -93,12 +93,14 @@ def test_thousands_of_mutated_requests_hurt_no_worker_and_are_all_answered_or_cl
     assert 500 not in statuses
 
 
+@pytest.mark.parametrize("handler", ["Hello", "Plain"])
 @pytest.mark.parametrize("deferred", [True, False])
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHos"])
 def test_five_hundred_who_say_nothing_or_half_of_it_keep_nobody_out(
-    two_workers: Any, said: bytes, deferred: bool
+    two_workers: Any, said: bytes, deferred: bool, handler: str
 ) -> None:
-    server = two_workers(("" if deferred else "PreforkHTTPServer.defer_accept = 0; ") + HOLDING)
+    program = "" if deferred else "PreforkHTTPServer.defer_accept = 0; "
+    server = two_workers(program + HOLDING.replace("()", f"({handler})"))
     with ExitStack() as stack:
         silent = [stack.enter_context(server.connect()) for _ in range(500)]
         for client in silent:
@@ -110,7 +112,10 @@ def test_five_hundred_who_say_nothing_or_half_of_it_keep_nobody_out(
             assert client.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-HOLDING = "Hello.head_timeout = Hello.keep_alive_timeout = 600; serve_http()"
+HOLDING = (
+    "Hello.head_timeout = Hello.keep_alive_timeout = HTTPRequestHandler.head_timeout = 600\n"
+    "    serve_http()"
+)
 
 
 def test_five_hundred_who_are_kept_leave_a_place_for_the_next_one(two_workers: Any) -> None:

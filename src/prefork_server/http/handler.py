@@ -92,8 +92,8 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         if self.wfile is not self._reply:
             super().handle_one_request()
             return
-        self.close_connection = True
-        stream = self._stream
+        stream, self.close_connection = self._stream, True
+        self._reply.reset()
         stream.allow(self.keep_alive_timeout if self._served else self.head_timeout)
         try:
             while not (end := find_head(stream.buffer, self.limits, stream.seen)):

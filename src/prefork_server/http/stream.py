@@ -102,8 +102,8 @@ class Rest(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         stream = self._stream
         with memoryview(buffer) as view:
-            if not (stream.buffer or stream.ended):
-                stream.fill()
+            if not stream.buffer:
+                return int(stream.connection.recv_into(view))
             data = stream.take(len(view))
             view[: len(data)] = data
             return len(data)
