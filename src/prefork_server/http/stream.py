@@ -96,6 +96,10 @@ class Rest(io.RawIOBase):
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
+    def fileno(self) -> int:
+        fd: int = self._stream.connection.fileno()
+        return fd
+
     def readable(self) -> bool:
         return True
 

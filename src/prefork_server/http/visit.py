@@ -235,8 +235,9 @@ class PlainVisit(Visit):
     def _read(self) -> None:
         stream = self._stream
         begun = bool(stream.buffer)
-        came = stream.fill_now()
-        if stream.buffer and (stream.ended or _is_plain_head(stream)):
+        whole = _is_plain_head(stream)
+        came = not whole and stream.fill_now()  # no more than is needed
+        if whole or (came and _is_plain_head(stream)) or (stream.ended and stream.buffer):
             self._serve()
         elif stream.ended or time.monotonic_ns() >= self.until_ns:
             self._close()
@@ -258,10 +259,12 @@ class PlainVisit(Visit):
         # What it has read ahead is of the next request.
         with suppress(BlockingIOError), self.request.without_waiting():
             stream.buffer = rfile.peek() + stream.buffer
-        ready = _is_plain_head(stream)
-        self._step = self._serve if ready else self._read
-        kind = HTTPRequestHandler
-        self._keep(kind.head_timeout if stream.buffer else kind.keep_alive_timeout, ready)
+        self._step = self._read
+        if stream.buffer:
+            self.until_ns = time.monotonic_ns() + in_ns(HTTPRequestHandler.head_timeout)
+            self._acceptor.keep(self, self.until_ns, ready=True)
+        else:
+            self._keep(HTTPRequestHandler.keep_alive_timeout)
 
 
 def _is_plain_head(stream: Stream) -> bool:
