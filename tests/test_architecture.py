@@ -103,7 +103,7 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.asked": {"forwarded", "wire"},
     "http.access": {"logfiles", "wire"},
     "http.handler": {"vigil", "reception", "wire", "heads", "stream", "reply", "asked", "access"},
-    "http.visit": {"acceptor", "vigil", "handle", "scoreboard", "wire", "stream", "handler"},
+    "http.visit": {"acceptor", "handle", "scoreboard", "wire", "stream", "handler"},
     "http.entrance": {"acceptor", "handle", "proxy", "scoreboard", "stream"},
     "http.server": {"acceptor", "connection", "vigil", "handle", "listeners", "proxy", "servers"}
     | {"handler", "entrance", "forwarded", "visit"},

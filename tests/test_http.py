@@ -4,7 +4,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,21 @@ def test_many_idle_connections_cost_no_worker(
         client.get()
 
 
-def test_silent_connections_cost_no_worker(serving: Serving, connect: Connect) -> None:
-    server = serving()
+@BOTH
+def test_silent_connections_cost_no_worker(
+    serving: Serving, connect: Connect, handler: str
+) -> None:
+    server = serving(f"serve_http({handler})")
     for _ in range(100):
         connect(server)
-    half = connect(server).send(b"GET / HT")
+    half = connect(server)
+    for _ in range(2):  # of the second request as well
+        half.send(b"GET / HT")
+        connect(server).get()
+        half.send(GET[8:30])
+        connect(server).get()
+        assert half.send(GET[30:]).answer()[0] == 200
+    half.send(GET + b"GET / HT").answer()
     connect(server).get()
     assert half.send(GET[8:]).answer()[0] == 200
 
@@ -242,17 +252,67 @@ def test_a_head_has_its_time_in_all(serving: Serving, connect: Connect, part: by
     assert time.monotonic() - begun < PATIENCE / 2
 
 
-def test_a_head_that_trickles_in_is_not_waited_for(serving: Serving, connect: Connect) -> None:
-    client = connect(serving(HEAD=0.5)).send(b"GET / HTTP/1.1\r\n")
-    client.socket.settimeout(0.05)
-    data = b""
-    while not data:
-        client.send(b"X: y\r\n")
-        try:
-            data = client.socket.recv(65536)
-        except TimeoutError:
-            continue
-    assert data.startswith(b"HTTP/1.1 408 ")
+@BOTH
+@pytest.mark.parametrize("served", [0, 1])
+def test_a_head_that_trickles_in_is_not_waited_for(
+    serving: Serving, connect: Connect, handler: str, served: int
+) -> None:
+    program = f"HTTPRequestHandler.head_timeout = 0.5; serve_http({handler})"
+    client = connect(serving(program, HEAD=0.5))
+    for _ in range(served):
+        client.get()
+    client.send(b"GET / HTTP/1.1\r\nX: ")
+    client.socket.settimeout(0.001)  # it never stops sending
+    data, ended = b"", False
+    while not (data or ended):
+        with suppress(TimeoutError):
+            try:
+                client.send(b"y")
+                data = client.socket.recv(65536)
+                ended = not data
+            except ConnectionError:
+                ended = True
+    # A handler that reads its requests by itself is not asked for an answer.
+    assert data.startswith(b"HTTP/1.1 408 ") if handler == "Hello" else ended, data
+
+
+def test_a_handler_that_reads_from_a_file_of_its_own_keeps_its_worker(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving(
+        "def setup(self):\n"
+        "        BaseHTTPRequestHandler.setup(self)\n"
+        "        self.rfile = socket.SocketIO(self.connection, 'r')\n"
+        "    Plain.setup = setup\n"
+        "    serve_http(Plain)"
+    )
+    client = connect(server)
+    assert client.get() and client.get(LAST)
+    assert client.is_closed()
+    connect(server).get()
+
+
+def test_a_plain_handler_reads_its_bodies_and_what_follows_is_the_next_request(
+    serving: Serving, connect: Connect
+) -> None:
+    client = connect(
+        serving(
+            "def do_POST(self):\n"
+            "        Hello.answer(self, self.rfile.read(int(self.headers['Content-Length'])))\n"
+            "    Plain.do_POST = do_POST\n"
+            "    serve_http(Plain)"
+        )
+    )
+    for size in (0, 1, 5000, 8192, 70_000, 300_000):
+        body = bytes(size % 251 for size in range(size))
+        post = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size
+        client.send(post + body + GET + post + body[: size // 2])
+        assert client.answer()[2] == body
+        assert client.answer()[2].isdigit()
+        assert client.send(body[size // 2 :]).answer()[2] == body
+    client.send(b"GET / HTTP/1.0\r\n\n").socket.shutdown(socket.SHUT_WR)
+    assert client.answer()[0] == 200
+    assert client.is_closed()
 
 
 def test_a_body_has_its_time_in_all(serving: Serving, connect: Connect) -> None:

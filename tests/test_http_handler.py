@@ -72,6 +72,7 @@ def parts(answer: bytes) -> tuple[bytes, list[bytes], bytes]:
 
 
 KEPT = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 OLD = b"GET / HTTP/1.0\r\n\r\n"
 
 
@@ -133,8 +134,11 @@ def test_where_there_can_be_no_body_none_is_sent(ask: Ask, status: int) -> None:
         self.wfile.write(b"dropped")
 
     _, fields, body = parts(ask(do_GET))
-    assert body == b""
-    assert (b"Content-Length: 0" in fields) == (status == 205)
+    assert body == b"" and not [f for f in fields if f.startswith(b"Content-Length")]
+    # Where the connection goes on, a 205 has to say so: it could have a body.
+    answer = ask(do_GET, asks=KEPT + LAST)
+    assert answer.count(b"HTTP/1.1 %d" % status) == 2 and answer.endswith(b"close\r\n\r\n")
+    assert answer.count(b"Content-Length: 0") == (status == 205)
 
 
 def test_an_answer_to_head_has_the_fields_and_no_body(ask: Ask) -> None:
@@ -144,10 +148,10 @@ def test_an_answer_to_head_has_the_fields_and_no_body(ask: Ask) -> None:
         self.end_headers()
         self.wfile.write(b"dropped")
 
-    asks = (
-        b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\nHEAD / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
-    )
-    answer = ask(do_HEAD, asks=asks)
+    errors: list[Any] = []
+    asks = (KEPT + LAST).replace(b"GET", b"HEAD")
+    answer = ask(do_HEAD, asks=asks, log_error=lambda *words: errors.append(words))
+    assert not errors
     assert answer.count(b"Content-Length: 7\r\n") == 2
     assert answer.count(b"HTTP/1.1 200 OK") == 2
     assert b"dropped" not in answer
@@ -251,6 +255,59 @@ def test_after_a_101_the_connection_is_the_handlers(ask: Ask) -> None:
             assert read_all(client) == b"hello"
 
 
+def test_what_came_with_an_upgrade_is_the_first_that_is_read(ask: Ask) -> None:
+    def do_GET(self: Any) -> None:
+        self.send_response(101)
+        self.send_header("Upgrade", "echo")
+        self.send_header("Connection", "Upgrade")
+        self.end_headers()
+        self.wfile.write(self.rfile.readline() + self.rfile.read(5) + self.rfile.read())
+
+    asks = KEPT[:-2] + b"Connection: upgrade\r\nUpgrade: echo\r\n\r\n" + b"with it\nGET /"
+    handler = type("Handler", (HTTPRequestHandler,), {"do_GET": do_GET})
+    for which in SERVERS:
+        with served(which, handler) as address, connected(address) as client:
+            client.sendall(asks)
+            client.shutdown(socket.SHUT_WR)
+            assert parts(read_all(client))[2] == b"with it\nGET /"
+
+
+@pytest.mark.parametrize("wrong", [b"GET / HTTP/1.1\r\n folded", b"GET / FTP", b"GET /\r\n\r\n"])
+def test_who_was_answered_once_is_told_all_the_same_what_is_wrong(ask: Ask, wrong: bytes) -> None:
+    def do_GET(self: Any) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+    answer = ask(do_GET, asks=KEPT + wrong)
+    assert answer.startswith(b"HTTP/1.1 204 ") and answer.count(b"HTTP/1.1 400 ") == 1
+
+
+TUNNEL = b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"
+
+
+def test_a_tunnel_is_the_handlers_from_the_head_of_its_answer_on(ask: Ask) -> None:
+    def do_CONNECT(self: Any) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.path.encode() + self.rfile.read(len(KEPT)))
+
+    first, fields, body = parts(ask(do_CONNECT, asks=TUNNEL + KEPT))
+    assert (first, fields, body) == (b"HTTP/1.1 200 OK", [], b"a:1" + KEPT)
+
+
+def test_what_follows_a_connect_is_never_a_request(ask: Ask) -> None:
+    def do_CONNECT(self: Any) -> None:
+        self.send_error(403)
+
+    def do_GET(self: Any) -> None:
+        raise AssertionError("this was no request")
+
+    for methods, status in (((do_CONNECT, do_GET), b"403"), ((do_GET,), b"501")):
+        answer = ask(*methods, asks=TUNNEL + KEPT)
+        assert answer.startswith(b"HTTP/1.1 " + status) and answer.count(b"HTTP/1.1") == 1
+        assert b"Connection: close" in answer
+
+
 def test_a_head_can_be_sent_before_the_body_is_known(ask: Ask) -> None:
     def do_GET(self: Any) -> None:
         self.send_response(200)
@@ -342,6 +399,30 @@ def test_requests_are_logged_if_that_is_wanted(ask: Ask) -> None:
     assert lines == ['"GET / HTTP/1.1" 204 -']
 
 
+def test_what_is_no_request_is_logged_without_one(ask: Ask) -> None:
+    lines: list[str] = []
+
+    def do_GET(self: Any) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self: Any, words: str, *args: object) -> None:
+        lines.append(words % args)
+
+    own = {"logs_requests": True, "log_error": HTTPRequestHandler.log_error}
+    ask(do_GET, log_message, asks=b"GET / HTTP/1.1\r\n\r\n", **own)
+    ask(do_GET, log_message, asks=KEPT + b"GET / HTTP/1.1\r\n\r\n", **own)
+    refused = ["code 400, message Bad Request", '"" 400 -']
+    assert lines == [*refused, '"GET / HTTP/1.1" 204 -', *refused]
+
+
+def test_there_are_limits_for_a_class_that_says_nothing_of_them() -> None:
+    kind = HTTPRequestHandler
+    assert kind.limits == Limits(8190, 8190, 100, 65536, 1 << 30, 4096)
+    assert (kind.head_timeout, kind.body_timeout, kind.minimum_rate) == (10, 30, 500)
+    assert (kind.write_timeout, kind.keep_alive_timeout, kind.max_requests) == (30, 5, 1000)
+
+
 def test_an_overridden_log_request_is_called(ask: Ask) -> None:
     codes: list[int] = []
 
@@ -415,6 +496,15 @@ def test_a_file_goes_out_by_other_ways_where_it_must(ask: Ask, tmp_path: Path) -
 
     assert parts(ask(do_GET))[2] == b"8\r\n23456789\r\n0\r\n\r\n"
 
+    def do_PUT(self: Any) -> None:
+        copy = io.BytesIO()
+        with (tmp_path / "file").open("rb") as file:
+            self.copyfile(file, copy)  # which is not the answer
+        self.send_error(418, explain=copy.getvalue().decode())
+
+    asks = LAST.replace(b"GET", b"PUT")
+    assert b"418 - 0123456789." in ask(do_PUT, asks=asks, base=Files)
+
 
 def test_whoever_brings_files_of_his_own_has_the_standard_librarys_handler() -> None:
     class Quiet(HTTPRequestHandler):
@@ -443,3 +533,28 @@ def test_whoever_brings_files_of_his_own_has_the_standard_librarys_handler() -> 
     handler.handle_one_request()
     assert handler.wfile.getvalue().startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 501 ")
     handler.finish()
+
+
+def test_what_is_no_socket_is_served_by_the_standard_librarys_handler(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+
+    class Fake:  # as many a program's tests have it
+        said = b""
+
+        def makefile(self, *_: Any) -> io.BytesIO:
+            return io.BytesIO(b"GET /file HTTP/1.0\r\n\r\n")
+
+        def sendall(self, answer: bytes) -> None:
+            self.said += answer
+
+    class Logged(Files):
+        def log_message(self, words: str, *args: object) -> None:
+            lines.append(words % args)
+
+    for fake in (Fake(), type("Closed", (Fake,), {"fileno": lambda self: -1})()):
+        lines: list[str] = []
+        request: Any = fake
+        Logged(request, ("::1", 1), None, directory=str(tmp_path))  # type: ignore[arg-type]
+        assert fake.said.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert fake.said.endswith(b"\r\n\r\ncontent")
+        assert lines == ['"GET /file HTTP/1.0" 200 -']

@@ -29,6 +29,7 @@ SEEDS = [
     chunked(b"5\r\nhello\r\n6;a=b\r\n world\r\n0\r\n\r\n") + a_request(),
     chunked(b'A;a="b;c"\r\n0123456789\r\n00\r\nX-Sum: 1\r\nY: \xe9\r\n\r\n') + a_request(),
     a_request(b"GET /chat HTTP/1.1", b"Connection: upgrade", b"Upgrade: websocket"),
+    a_request(b"CONNECT a.example:443 HTTP/1.1", host=b"Host: a.example:443\r\n"),
     b"\r\n" + a_request(b"DELETE /x HTTP/1.1", host=b"host:[::1]:8000\r\n"),
 ]
 BYTES = [

@@ -17,6 +17,7 @@ import logging
 import os
 import select
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from .vigil import Vigil
 
 _LONG_NS = SECOND // 200  # after so long with one client, queue up behind the idle workers
 _COURTESY_NS = SECOND // 1000  # after one that is kept: time enough for a sibling to wake up
+_CROWD = 16  # connections in a queue: enough for all who are awake, and who are waking up
 _GLANCE_NS = SECOND // 20  # guests that were silent for too long are looked for so often
 _PAUSES = (0.1, 1.0)  # seconds without descriptors: the first pause, and the longest
 _COMPLAINTS_NS = 5 * SECOND  # a log line about them at most so often
@@ -67,6 +69,13 @@ def _accept_publicly(listener: socket.socket) -> tuple[int, Any]:
 _accept: Callable[[socket.socket], tuple[int, Any]] = getattr(
     socket.socket, "_accept", _accept_publicly
 )
+
+
+def _is_crowded(listener: socket.socket) -> bool:
+    if listener.family == socket.AF_UNIX:  # it does not say
+        return False
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    return int.from_bytes(info[24:], sys.byteorder) > _CROWD  # tcpi_unacked: its queue
 
 
 class Guest:
@@ -322,10 +331,15 @@ class Acceptor:
         The kernel wakes the worker that enlisted first. For short connections that is
         best: it is warm. But of held ones it would get all. And being awake, it would be
         faster than the sibling who is only being woken: so after a kept one it steps
-        aside for a moment.
+        aside for a moment. Where a crowd waits there is enough for all: then it only lets
+        them run first.
         """
         if self._taken is not None and self._taken.fileno() != -1:
-            self._step_aside(_COURTESY_NS)
+            if any(map(_is_crowded, self._listeners.values())):
+                os.sched_yield()
+                self._enlist()
+            else:
+                self._step_aside(_COURTESY_NS)
         elif time.monotonic_ns() - self._taken_ns > _LONG_NS:
             self._enlist()
         self._taken, self._taken_ns = None, 0

@@ -19,12 +19,14 @@ _size_line_begun = re.compile(
 _digits = re.compile(rb"[0-9A-Fa-f]{1,16}+").match
 
 # What says how long a message is, where it goes, who sent it or what is in it comes too late
-# behind the body (RFC 9110 6.5.1). So does all that begins with Content-.
+# behind the body (RFC 9110 6.5.1). So does all that begins with Content-, but for two that
+# clients do send there, and nobody frames a message by: they are dropped like any other.
 _UNTIMELY: Final = frozenset(
     b"authorization cache-control connection cookie expect forwarded host keep-alive max-forwards "
     b"proxy-authorization proxy-connection range set-cookie te trailer transfer-encoding upgrade"
     .split()
 )  # fmt: skip
+_LATE: Final = frozenset((b"content-type", b"content-digest"))
 
 _MALFORMED = "The size of a chunk is malformed."
 _Stage = Callable[["Chunks", bytearray, int, list[bytearray]], int]
@@ -118,7 +120,7 @@ class Chunks:
                 raise Reject(400, "The trailers are too long.")
             return at
         name = line.partition(b":")[0].lower()
-        if name in _UNTIMELY or name.startswith(b"content-"):
+        if name in _UNTIMELY or (name.startswith(b"content-") and name not in _LATE):
             raise Reject(400, "A trailer says what must be said before the body.")
         self._trailers += 1
         self._trail -= end + 2 - at

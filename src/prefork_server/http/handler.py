@@ -15,7 +15,7 @@ from .access import log_answer
 from .asked import Asked
 from .heads import beginnings, field, status_line
 from .reply import COUNTED, Reply
-from .stream import Body, Stream, linger
+from .stream import Body, Rest, Stream, is_connection, linger
 from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
 
 _ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
@@ -43,7 +43,8 @@ class HTTPRequestHandler(Asked):
     ``prefork_server.access``, or else to stdout. ``forwarded_from``: the proxies that are
     believed when they say for whom they ask; see ``docs/http.md``.
 
-    Who puts files of his own for ``rfile`` and ``wfile`` has the standard library's handler.
+    After a 101, or a 2xx of ``do_CONNECT()``, ``rfile`` goes on with what comes, without limits.
+    Who puts files of his own for ``rfile`` and ``wfile``, or has no socket, has http.server's.
     """
 
     protocol_version: str = "HTTP/1.1"
@@ -60,31 +61,32 @@ class HTTPRequestHandler(Asked):
     access_log: bool = False
 
     wfile: Any
-    command: str
-    path: str
-    request_version: str
     connection: Any
-    close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
     lingers: bool  # whether bytes that nobody read may be on their way at the end
+    _reply: Any
 
     def setup(self) -> None:
         connection = self.connection = self.request
+        self._peer = self.client_address
+        self.scheme = self._own_scheme = "https" if is_tls(connection) else "http"
+        if not is_connection(connection):  # but has makefile(), as in many a test
+            self._reply = self._made_line = self._made_headers = None
+            self._logs, self._plain = True, False
+            super().setup()
+            return
         if self.timeout is not None:
             connection.settimeout(self.timeout)
         self._stream = Stream(connection, self.minimum_rate)
         self.wfile = self._reply = Reply(connection, self.write_timeout)
         self._body: Body | None = None
         self._made_file = self._made_line = self._made_headers = None
-        self._peer = self.client_address
-        self.scheme = self._own_scheme = "https" if is_tls(connection) else "http"
         self._served = 0
         self._is_over = connection.is_over if isinstance(connection, Waiting) else lambda: False
         kind = type(self)
         self._logs = self.logs_requests or kind.log_request is not HTTPRequestHandler.log_request
         self._plain = kind.send_response_only is HTTPRequestHandler.send_response_only
-        self.close_connection = True
-        self.lingers = False
+        self.close_connection, self.lingers = True, False
         self.command, self.path, self.requestline = "", "", ""  # until there was a request
         self.request_version = self.protocol_version
 
@@ -95,8 +97,8 @@ class HTTPRequestHandler(Asked):
         if self.wfile is not self._reply:
             super().handle_one_request()
             return
-        self.close_connection = True
-        stream = self._stream
+        stream, self.close_connection = self._stream, True
+        self._reply.reset()
         stream.allow(self.keep_alive_timeout if self._served else self.head_timeout)
         try:
             while not (end := find_head(stream.buffer, self.limits, stream.seen)):
@@ -147,8 +149,7 @@ class HTTPRequestHandler(Asked):
         if self.wfile is not self._reply:
             return super().parse_request()
         request = self._request
-        self.command = request.method
-        self.target = request.target
+        self.command, self.target = request.method, request.target
         path = request.path
         if path.startswith("//"):  # in a Location of a handler it would name another host
             path = "/" + path.lstrip("/")
@@ -164,8 +165,7 @@ class HTTPRequestHandler(Asked):
         else:
             self._body = Body(stream, length, self.limits, self.body_timeout, self._go_on)
             self.rfile = BufferedReader(self._body, 65536)
-        own = type(self).handle_expect_100 is not HTTPRequestHandler.handle_expect_100
-        return self.handle_expect_100() if request.expects_continue and own else True
+        return not request.expects_continue or self.handle_expect_100()
 
     def handle_expect_100(self) -> bool:
         """Whether the body is welcome. Override it to refuse: send an answer, return False.
@@ -198,7 +198,7 @@ class HTTPRequestHandler(Asked):
         if not reply.end():
             self.close_connection = True
             self.log_error("the answer is %d bytes shorter than its Content-Length", reply.left)
-        if reply.excess:
+        if reply.excess and self.command != "HEAD":  # where do_HEAD is do_GET, that is right
             self.close_connection = self.close_connection or reply.mode == COUNTED
             self.log_error("what was written of the answer beyond its end was dropped")
         if self.close_connection and self._body and not self._body.finished:
@@ -303,18 +303,19 @@ class HTTPRequestHandler(Asked):
     def _choose_mode(self, reply: Reply) -> bool:
         """How the body goes, where that is not plain. False: no final answer has begun."""
         status = reply.status
-        if status == HTTPStatus.SWITCHING_PROTOCOLS:
+        if status == 101 or (self.command == "CONNECT" and 200 <= status < 300):
             # What is spoken now has an end, and limits, of its own.
             self.close_connection = reply.said_connection = True
             self._stream.allow(float("inf"))
+            self.rfile = BufferedReader(Rest(self._stream))
         elif 100 <= status < 200:
             reply.interim(b"".join((*reply.lines, b"\r\n")))
             reply.reset()
             return False
         else:
             old = self.request_version == "HTTP/1.0" or self.protocol_version < "HTTP/1.1"
-            if reply.frame(status, self.command == "HEAD", old):
-                self.close_connection = True
+            empty = self.command == "HEAD" or (status == 205 and self.close_connection)
+            self.close_connection |= reply.frame(status, empty, old)
         return True
 
     def _is_last(self) -> bool:
@@ -326,10 +327,6 @@ class HTTPRequestHandler(Asked):
                 return True
         return self._served >= self.max_requests or self._is_over()
 
-    def flush_headers(self) -> None:
-        if self.wfile is not self._reply:
-            super().flush_headers()
-
     def version_string(self) -> str:
         return f"{self.server_version} {self.sys_version}".rstrip()
 
@@ -337,10 +334,11 @@ class HTTPRequestHandler(Asked):
         """Of ``SimpleHTTPRequestHandler``: a real file goes by ``os.sendfile``."""
         try:
             size, at = os.fstat(source.fileno()).st_size, source.tell()
+            send = outputfile.sendfile
         except (AttributeError, OSError):
             super().copyfile(source, outputfile)  # type: ignore[misc]
         else:
-            self._reply.sendfile(source, at, max(0, size - at))
+            send(source, at, max(0, size - at))
 
     def address_string(self) -> str:
         return self.client_address[0] if type(self.client_address) is tuple else "a UNIX socket"

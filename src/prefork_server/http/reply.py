@@ -79,15 +79,15 @@ class Reply:
         fd: int = self._connection.fileno()
         return fd
 
-    def frame(self, status: int, is_head: bool, old: bool) -> bool:
-        """Decide how the body goes; whether its end has to be that of the connection. ``old``:
-        the client knows no chunks."""
-        if is_head or status in (204, 304):
+    def frame(self, status: int, empty: bool, old: bool) -> bool:
+        """Decide how the body goes; whether its end has to be that of the connection. ``empty``:
+        there can be none, and its client knows that; ``old``: that knows no chunks."""
+        if empty or status in (204, 304):
             self.mode = BODILESS
         elif self.length is not None:
             self.mode, self.left = COUNTED, self.length
         elif status == 205:  # it has none, and has to say so
-            self.mode = COUNTED
+            self.mode = BODILESS
             self.lines.append(b"Content-Length: 0\r\n")
         elif not self.raw and not old:
             self.mode = UNDECIDED

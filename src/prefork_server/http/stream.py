@@ -82,6 +82,37 @@ def linger(connection: Any) -> None:
             left -= len(data)
 
 
+def is_connection(request: Any) -> bool:
+    """Whether it can be read from, and not only be asked for files."""
+    try:
+        return bool(request.fileno() >= 0)
+    except (AttributeError, TypeError, OSError):
+        return False
+
+
+class Rest(io.RawIOBase):
+    """What comes on a connection on which HTTP is over; some of it was read already."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def fileno(self) -> int:
+        fd: int = self._stream.connection.fileno()
+        return fd
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        stream = self._stream
+        with memoryview(buffer) as view:
+            if not stream.buffer:
+                return int(stream.connection.recv_into(view))
+            data = stream.take(len(view))
+            view[: len(data)] = data
+            return len(data)
+
+
 class Body(io.RawIOBase):
     """The body of a request as it arrives. It ends where the body ends, and ``Reject`` says
     that it never will: too slow, cut off, or malformed.

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
+from io import BufferedReader
 from typing import Any
 
 from ..acceptor import Acceptor, Guest
 from ..handle import MasterHandle
 from ..scoreboard import in_ns
-from ..vigil import Waiting
 from .handler import HTTPRequestHandler
-from .stream import LINGER, LINGER_BYTES, SIZE
+from .stream import LINGER, LINGER_BYTES, SIZE, Rest, Stream
 from .wire import Reject, find_head
 
 
@@ -138,8 +138,12 @@ class OwnVisit(Visit):
         elif time.monotonic_ns() < self.until_ns:
             self._acceptor.keep(self, self.until_ns)
         else:
-            self.handler.refuse_slow_head()
-            self._leave()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self.handler._reply.reset()  # of the answer before
+        self.handler.refuse_slow_head()
+        self._leave()
 
     def _answer(self, begun: bool = False) -> None:
         """Answer the request at the front of the buffer, if it is whole."""
@@ -147,6 +151,7 @@ class OwnVisit(Visit):
         try:
             end = find_head(stream.buffer, self._limits, stream.seen)
         except Reject as fault:
+            handler._reply.reset()
             handler.refuse(fault)
             self._leave()
             return
@@ -166,6 +171,9 @@ class OwnVisit(Visit):
         stream.seen = len(stream.buffer)
         if handler._served and not begun:
             self.until_ns = time.monotonic_ns() + in_ns(handler.head_timeout)
+        elif time.monotonic_ns() >= self.until_ns:
+            self._give_up()
+            return
         self._step = self._read
         self._acceptor.keep(self, self.until_ns)
 
@@ -206,29 +214,61 @@ class OwnVisit(Visit):
 
 
 class PlainVisit(Visit):
-    """Of a ``BaseHTTPRequestHandler`` as it is, which reads its requests by itself."""
+    """Of a ``BaseHTTPRequestHandler`` as it is, which reads its requests by itself: when a head
+    has come, or will not come, or is longer than any."""
 
     def _await_first(self) -> None:
-        self._step = self._serve
+        handler = self.handler
+        self._stream = Stream(self.request, HTTPRequestHandler.minimum_rate)
+        standard = isinstance(getattr(handler.rfile, "raw", None), socket.SocketIO)
+        self._step = self._read if standard else self._hold
+        self._served = False
         self._keep(HTTPRequestHandler.head_timeout)
 
-    def _serve(self) -> None:
-        handler = self.handler
-        if time.monotonic_ns() >= self.until_ns:
+    def _hold(self) -> None:
+        """It has an ``rfile`` of its own: then it keeps its worker, too."""
+        if time.monotonic_ns() < self.until_ns:
+            self._master._took_again(self)
+            super(_Parked, self.handler).handle()  # type: ignore[misc]
+        self._close()
+
+    def _read(self) -> None:
+        stream = self._stream
+        begun = bool(stream.buffer)
+        whole = _is_plain_head(stream)
+        came = not whole and stream.fill_now()  # no more than is needed
+        if whole or (came and _is_plain_head(stream)) or (stream.ended and stream.buffer):
+            self._serve()
+        elif stream.ended or time.monotonic_ns() >= self.until_ns:
             self._close()
-            return
+        elif came and not begun and self._served:
+            self._keep(HTTPRequestHandler.head_timeout)
+        else:
+            self._acceptor.keep(self, self.until_ns)
+
+    def _serve(self) -> None:
+        handler, stream = self.handler, self._stream
         self._master._took_again(self)
+        self._served = True
+        handler.rfile = rfile = BufferedReader(Rest(stream))
         handler.close_connection = True
         handler.handle_one_request()
         if handler.close_connection:
             self._close()
+            return
+        # What it has read ahead is of the next request.
+        with suppress(BlockingIOError), self.request.without_waiting():
+            stream.buffer = rfile.peek() + stream.buffer
+        self._step = self._read
+        if stream.buffer:
+            self.until_ns = time.monotonic_ns() + in_ns(HTTPRequestHandler.head_timeout)
+            self._acceptor.keep(self, self.until_ns, ready=True)
         else:
-            self._keep(HTTPRequestHandler.keep_alive_timeout, ready=self._has_more())
+            self._keep(HTTPRequestHandler.keep_alive_timeout)
 
-    def _has_more(self) -> bool:
-        """Whether the next request, or a part of it, has been read already."""
-        request = self.request
-        if not isinstance(request, Waiting):
-            return False
-        with request.without_waiting():
-            return bool(self.handler.rfile.peek(1))
+
+def _is_plain_head(stream: Stream) -> bool:
+    """Whether all is there of what ``http.server`` takes for a head."""
+    data, start = stream.buffer, max(0, stream.seen - 2)
+    stream.seen = len(data)
+    return data.find(b"\n\r\n", start) >= 0 or data.find(b"\n\n", start) >= 0 or len(data) > SIZE

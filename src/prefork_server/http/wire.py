@@ -51,7 +51,8 @@ _LEADING: Final = 4
 # (gh-106052). But none can be left before its end in a way that matches, so it is one pass.
 _QUERY = r"!\"$-~"  # printable but "#"; browsers send "\", "|" and a lone "%" here
 _PATH = r"!\"$&->@-\[\]-~"  # the same without "%", "?" and "\"
-_FULL_PATH = rf"/[{_PATH}]*+(?:%[0-9A-Fa-f]{{2}}[{_PATH}]*+)*"
+# A NUL in a path is for nobody, and many a file system's functions fail at one (RFC 3986 7.3).
+_FULL_PATH = rf"/[{_PATH}]*+(?:%(?!00)[0-9A-Fa-f]{{2}}[{_PATH}]*+)*"
 _ORIGIN = rf"{_FULL_PATH}(?:\?[{_QUERY}]*+)?"
 _MANY: Final = 100  # fields; more are looked at line by line, where a program allows them
 _FIELDS = rf"(?:[{TOKEN}]++:[{TEXT}]*+\r\n){{0,{_MANY}}}"
@@ -77,7 +78,8 @@ _origin = re.compile(_ORIGIN.encode()).fullmatch
 _absolute = re.compile(
     rf"([Hh][Tt][Tt][Pp][Ss]?)://([^/?#]++)({_ORIGIN}|\?[{_QUERY}]*+|)"
 ).fullmatch
-_other_version = re.compile(rb"HTTP/(?:[02-9]|1\.[2-9])").match
+_authority = re.compile(r"[^/?#@]+:[0-9]{1,5}").fullmatch
+_version = re.compile(rb"HTTP/[0-9]\.[0-9]").fullmatch
 
 # RFC 3986 3.2.2 without the comma, which in a field may be the seam of two values.
 _host = re.compile(
@@ -86,6 +88,8 @@ _host = re.compile(
 
 _SPLIT = "A request is a method, a target and a version, with one space between them."
 _NO_FORM = "The target has none of the forms that a request can have."
+_VERSIONS = "Only HTTP/1.0 and HTTP/1.1 are spoken."
+_TWO_HOSTS = "The target and the Host field name different hosts."
 
 
 def find_head(data: bytes | bytearray, limits: Limits = LIMITS, seen: int = 0) -> int:
@@ -152,24 +156,24 @@ def _check_request_line(line: bytes, whole: bool, most: int) -> None:
         raise Reject(400, "The target is not written in printable ASCII.")
     if space:
         _check_target(method, target)
-    if _other_version(version):
-        raise Reject(505, "Only HTTP/1.0 and HTTP/1.1 are spoken.")
-    if not (b"HTTP/1.0".startswith(version) or b"HTTP/1.1".startswith(version)):
+    if not _version(version + b"HTTP/1.1"[len(version) :]):
         raise Reject(400, _SPLIT)
     if len(line) > most:
         raise Reject(414, "The request line is too long.")
-    if whole and len(version) < 8:
-        raise Reject(400, _SPLIT)
+    if whole and version not in (b"HTTP/1.0", b"HTTP/1.1"):
+        raise Reject(505, _VERSIONS) if len(version) == 8 else Reject(400, _SPLIT)
 
 
 def _check_target(method: bytes, target: bytes) -> None:
     if method == b"PRI":  # how HTTP/2 begins
-        raise Reject(505, "Only HTTP/1.0 and HTTP/1.1 are spoken.")
-    if method == b"CONNECT":
-        raise Reject(501, "This is no proxy.")
+        raise Reject(505, _VERSIONS)
     if target == b"*" and method == b"OPTIONS":
         return
-    if not _origin(target):
+    if method == b"CONNECT":
+        if not _authority(target.decode()):
+            raise Reject(400, _NO_FORM)
+        _check_host(target.decode().lower())
+    elif not _origin(target):
         found = _absolute(target.decode())
         if not found:
             raise Reject(400, _NO_FORM)
@@ -182,7 +186,8 @@ class Request:
     ``target`` is as it was sent, ``path`` what a handler wants to see: of a target with a host
     in it, the path and the query; otherwise the same. ``length`` is that of the body, 0 where
     there is none, ``None`` if it is ``chunked``. ``expects_continue`` is true only where there
-    is a body. Whoever asks for another protocol is not kept alive: what follows might be it.
+    is a body. Whoever asks for another protocol, or a tunnel (CONNECT, whose target is a host
+    and a port), is not kept alive: what follows might be it.
     """
 
     __slots__ = (
@@ -253,7 +258,12 @@ def read_head(head: bytes, limits: Limits = LIMITS) -> Request:
     else:
         host = _heed(request, telling, limits)
     if target[0] != "/" and target != "*":
-        request.path = _path_of(target, host)
+        if request.method != "CONNECT":
+            request.path = _path_of(target, host)
+        elif host in (None, target.lower()):
+            request.keep_alive = False
+        else:
+            raise Reject(400, _TWO_HOSTS)
     return request
 
 
@@ -340,7 +350,7 @@ def _path_of(target: str, host: str | None) -> str:
     if host is not None:
         names = {name.lower().removesuffix(port).removesuffix(":") for name in (named, host)}
         if len(names) > 1:
-            raise Reject(400, "The target and the Host field name different hosts.")
+            raise Reject(400, _TWO_HOSTS)
     return path if path.startswith("/") else "/" + path
 
 
