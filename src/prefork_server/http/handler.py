@@ -36,7 +36,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     ``head_timeout`` for a head from its first byte; ``body_timeout`` for all of a body, and a
     second more per ``minimum_rate`` bytes; ``write_timeout`` until it takes more of an answer;
     ``keep_alive_timeout`` between two requests. After ``max_requests`` a connection is closed.
-
     After a 101, or a 2xx of ``do_CONNECT()``, ``rfile`` goes on with what comes, without limits.
     Who puts files of his own for ``rfile`` and ``wfile``, or has no socket, has http.server's.
     """
@@ -54,7 +53,11 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
     logs_requests: bool = False
 
     wfile: Any
+    command: str
+    path: str
+    request_version: str
     connection: Any
+    close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
     lingers: bool  # whether bytes that nobody read may be on their way at the end
     _request: Request
@@ -82,7 +85,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         self._logs = self.logs_requests or kind.log_request is not HTTPRequestHandler.log_request
         self._plain = kind.send_response_only is HTTPRequestHandler.send_response_only
         self.close_connection, self.lingers = True, False
-        self.command, self.path, self.requestline = "", "", ""  # until there was a request
+        self.command = self.path = self.requestline = ""  # until there was a request
         self.request_version = self.protocol_version
 
     # One request
@@ -157,9 +160,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
 
     def handle_expect_100(self) -> bool:
         """Whether the body is welcome. Override it to refuse: send an answer, return False.
-
-        The client is told to go on when the body is first read, and not before.
-        """
+        The client is told to go on when the body is first read, and not before."""
         return True if self.wfile is self._reply else super().handle_expect_100()
 
     def _go_on(self) -> None:
@@ -233,7 +234,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
 
     @property
     def headers(self) -> Any:
-        """An ``email.message.Message``."""
         if self._made_headers is None:
             message = self.MessageClass()
             for name, value in self._request.fields:
