@@ -62,6 +62,7 @@ class HTTPRequestHandler(Asked):
 
     wfile: Any
     connection: Any
+    close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
     lingers: bool  # whether bytes that nobody read may be on their way at the end
     _reply: Any
@@ -87,7 +88,7 @@ class HTTPRequestHandler(Asked):
         self._logs = self.logs_requests or kind.log_request is not HTTPRequestHandler.log_request
         self._plain = kind.send_response_only is HTTPRequestHandler.send_response_only
         self.close_connection, self.lingers = True, False
-        self.command, self.path, self.requestline = "", "", ""  # until there was a request
+        self.command = self.path = self.requestline = ""  # until there was a request
         self.request_version = self.protocol_version
 
     # One request
@@ -169,9 +170,7 @@ class HTTPRequestHandler(Asked):
 
     def handle_expect_100(self) -> bool:
         """Whether the body is welcome. Override it to refuse: send an answer, return False.
-
-        The client is told to go on when the body is first read, and not before.
-        """
+        The client is told to go on when the body is first read, and not before."""
         return True if self.wfile is self._reply else super().handle_expect_100()
 
     def _go_on(self) -> None:

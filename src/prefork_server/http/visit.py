@@ -217,6 +217,9 @@ class PlainVisit(Visit):
     """Of a ``BaseHTTPRequestHandler`` as it is, which reads its requests by itself: when a head
     has come, or will not come, or is longer than any."""
 
+    until_ns: int
+    _step: Callable[[], None]
+
     def _await_first(self) -> None:
         handler = self.handler
         self._stream = Stream(self.request, HTTPRequestHandler.minimum_rate)
