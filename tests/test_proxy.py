@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefork_server.proxy import MOST, Introduction, ProxyError, read_header
+from prefork_server.proxy import MOST, Introduction, ProxyError, introduced, read_header
 
 from .certificates import make_certificate
 from .conftest import Server, Starter, read_all
+from .test_connection import PAUSE, Worker, later
 from .test_http import GET, HTTP, Client
 
+V1 = b"PROXY TCP4 192.0.2.7 127.0.0.1 1234 80\r\n"
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 PLACES = {0x11: b"\x01\x02\x03\x04\x05\x06\x07\x08" + struct.pack("!HH", 1000, 80)}
 PLACES[0x21] = socket.inet_pton(socket.AF_INET6, "2001:db8::1") * 2 + struct.pack("!HH", 7, 80)
@@ -206,6 +208,38 @@ def test_an_end_in_the_middle_of_it_is_an_error() -> None:
             introduction.take_now(ours)
 
 
+def test_on_a_socket_that_is_not_ours_it_is_waited_for_as_well() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        timer = later(lambda: theirs.sendall(V1))
+        assert introduced(ours, "nobody", 5) == ("192.0.2.7", 1234)
+        timer.join()
+        with pytest.raises(TimeoutError) as error:
+            introduced(ours, "nobody", PAUSE)
+        assert error.value.by_client  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_goes_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefork_server.vigil.FAREWELL", PAUSE)
+    worker = Worker()
+    worker.retire()
+    ours, theirs = worker.connect(None)
+    with ours, theirs, pytest.raises(ProxyError, match="nothing came, and we go"):
+        introduced(ours, "nobody", 5)
+    worker.bell.close()
+
+
+def test_a_reset_instead_of_it_is_by_the_client() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        with ours, pytest.raises(ConnectionResetError) as error:
+            introduced(ours, "nobody", 5)
+        assert error.value.by_client  # type: ignore[attr-defined]
+
+
 # Real servers
 
 SAYS = """
@@ -225,7 +259,6 @@ SAYS = """
             handshake_timeout = 0.5
             proxy_protocol_from = ["127.0.0.0/8"]
 """
-V1 = b"PROXY TCP4 192.0.2.7 127.0.0.1 1234 80\r\n"
 WHO = b"('192.0.2.7', 1234) "
 
 
