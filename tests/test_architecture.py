@@ -206,8 +206,7 @@ def test_the_top_level_loads_http_only_for_who_asks_for_a_name_of_it() -> None:
     assert everywhere == there != []
     asked = "from prefork_server import {}; import prefork_server"
     assert "prefork_server.http" not in _loaded_by(asked.format("PreforkTCPServer, Preforker"))
-    for name in prefork_server._HTTP:
-        assert "prefork_server.http" in _loaded_by(asked.format(name))
+    assert "prefork_server.http" in _loaded_by(asked.format(", ".join(prefork_server._HTTP)))
 
 
 def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:

@@ -26,7 +26,8 @@ from prefork_server.http import WSGIRequestHandler, serve
 from prefork_server.http.environ import key_of
 from prefork_server.testing import serving
 
-from .conftest import PATIENCE, Starter, eventually, read_all
+from .conftest import PATIENCE, Starter, read_all
+from .test_everyones import two_answer
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 OLD = b"GET / HTTP/1.0\r\n\r\n"
@@ -868,14 +869,14 @@ def test_serve_serves_at_every_address_until_a_signal(start: Starter, tmp_path: 
         serve(app, "127.0.0.1:0", "unix:app.sock", workers=3)
         print("returned")
     """).all_ready(3)
-    pids = set()
+    pids = {b"%d" % pid for pid in server.workers()}
 
-    def all_answer() -> bool:
-        pids.add(parts(server.ask(GET))[2])
-        return len(pids) == 3
+    def ask() -> str:
+        pid = parts(server.ask(GET))[2]
+        assert pid in pids
+        return pid.decode()
 
-    eventually(all_answer)
-    assert pids == {b"%d" % pid for pid in server.workers()}
+    two_answer(ask)
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE)
         client.connect(str(tmp_path / "app.sock"))
@@ -1067,14 +1068,14 @@ def test_frameworks_are_served_by_several_processes(
             )
         )
 
-    pids = set()
+    pids = server.workers()
 
-    def all_answer() -> bool:
-        pids.add(int(get(b"/")[2]))
-        return len(pids) == 3
+    def ask() -> int:
+        pid = int(get(b"/")[2])
+        assert pid in pids
+        return pid
 
-    eventually(all_answer)
-    assert pids == set(server.workers())
+    two_answer(ask)
     assert get(b"/echo", b"hello ")[2] == b"hello 127.0.0.1"
     assert get(b"/stream")[2] == b"01234"
     _, fields, body = get(b"/file")
