@@ -58,7 +58,8 @@ MAY_IMPORT = {
 HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.grammar": set(),
     "http.chunks": {"grammar"},
-    "http.wire": {"grammar", "chunks"},
+    "http.fields": {"grammar"},
+    "http.wire": {"grammar", "chunks", "fields"},
     "http.heads": {"wire"},
     "http.stream": {"connection", "vigil", "wire"},
     "http.reply": {"connection", "vigil"},
@@ -143,7 +144,7 @@ def test_the_core_does_not_know_http() -> None:
 
 
 def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:
-    for module in ("http.grammar", "http.chunks", "http.wire"):
+    for module in ("http.grammar", "http.chunks", "http.fields", "http.wire"):
         assert not _imported(HTTP[module]) & {"os", "time", "socket", "select", "logging", "email"}
 
 
