@@ -95,7 +95,7 @@ MAY_CALL = {
 WIDE = {
     "journal": {"say", "run_hook"},
     "worker": {"_live"},
-    "mixin": {"_prefork_work", "_prefork_contain", "_prefork_report"},
+    "mixin": {"_prefork_serve", "_prefork_contain", "_prefork_failed", "_prefork_report"},
     "elsewhere": {"_begin_counted"},
     "listeners": {"listen"},
     "pidfile": {"_locked"},

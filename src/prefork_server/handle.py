@@ -75,6 +75,7 @@ class MasterHandle:
         self._master_bell = shared.bell
         self._bell = bell
         self._foreign = False
+        self._busy = False
         self._last_guest: Guest | None = None
         self._graceful = settings.graceful_timeout
         self._patience_ns = NEVER if settings.timeout is None else in_ns(settings.timeout)
@@ -179,16 +180,19 @@ class MasterHandle:
         to go."""
         acceptor = self._accepting()
         while True:
-            each_time()
+            if each_time is not nothing:
+                each_time()
             if self._foreign:
                 os._exit(0)  # a handler forked, and its child came back into our loop
-            self._be_idle()
-            self._beat()
+            if self._busy:
+                self._be_idle()
+            now_ns = time.monotonic_ns()
+            self._own_words[self._deadline] = now_ns + self._patience_ns
             if self._is_over():
                 break
             # Whoever is woken for a connection takes it before it obeys anything: the
             # kernel has told nobody else.
-            ready = acceptor.wait(self._pause)
+            ready = acceptor.wait(self._pause, now_ns)
             if ready is not None:
                 yield ready
         wish = self._words[self._wish] or self._asked_to_go()
@@ -251,6 +255,7 @@ class MasterHandle:
         words[self._deadline] = now_ns + self._patience_ns  # the handler has all of it
         words[self._since] = now_ns
         words[self._requests] += 1
+        self._busy = True
         self._title.show_busy(words[self._requests])
         self._last_guest = None
         self._board.set_peer(self.slot, peer)
@@ -262,13 +267,15 @@ class MasterHandle:
         words[self._deadline] = now_ns + self._patience_ns
         words[self._since] = now_ns
         words[self._requests] = count = words[self._requests] + 1
-        self._title.show_busy(count)
+        self._busy = True
+        self._title.show_busy_again(count)
         if self._last_guest is not guest:
             self._last_guest = guest
             self._board.set_peer(self.slot, guest.peer)
 
     def _be_idle(self) -> None:
-        if self._own_words[self._since]:
+        if self._busy:
+            self._busy = False
             self._own_words[self._since] = 0
             self._title.show_idle()
 

@@ -25,11 +25,10 @@ class Said(NamedTuple):
 
     text: str  # the lines in Latin-1, with a line feed before the first
     lower: str  # the same in lower case, character for character
-    version: tuple[int, int]
+    late: bool  # of HTTP/1.1, and not 1.0
     host: str | None
     keep_alive: bool
-    length: int | None
-    chunked: bool
+    length: int | None  # None: in chunks
     expects_continue: bool
 
 
@@ -68,10 +67,7 @@ def heed(fields: str, minor: str, limits: Limits) -> Said:
     expects = late and "expect" in said
     if expects and said["expect"].rstrip(" \t") != "100-continue":
         raise Reject(417, "Nothing can be expected but 100-continue.")
-    version = (1, 1) if late else (1, 0)
-    return Said(
-        text, lower, version, host, keep_alive, length, length is None, expects and length != 0
-    )
+    return Said(text, lower, late, host, keep_alive, length, expects and length != 0)
 
 
 def _joined(telling: list[tuple[str, str]]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from io import BufferedReader, BytesIO
 from typing import Any
 
 from ..vigil import Waiting
-from .heads import beginnings, field, status_line
+from .heads import NO_PHRASE, beginnings, fields, status_line
 from .reply import COUNTED, Reply
 from .stream import Body, Stream, linger
 from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
@@ -19,8 +19,11 @@ from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
 _ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE, _KEEP = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
-_NO_PHRASE = ("",)
 _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
+
+
+def _never() -> bool:
+    return False
 
 
 class HTTPRequestHandler(BaseHTTPRequestHandler):
@@ -73,7 +76,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         self._made_line: str | None = None
         self._made_headers: Any = None
         self._served = 0
-        self._is_over = connection.is_over if isinstance(connection, Waiting) else lambda: False
+        self._is_over = connection._vigil.is_over if isinstance(connection, Waiting) else _never
         kind = type(self)
         self._logs = self.logs_requests or kind.log_request is not HTTPRequestHandler.log_request
         self._plain = kind.send_response_only is HTTPRequestHandler.send_response_only
@@ -108,17 +111,17 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
             while not self.close_connection and self.skip_now() is None and stream.fill():
                 pass
 
-    def serve_request(self, head: bytes) -> None:
-        """Answer the request with this head."""
+    def serve_request(self, head: bytes, request: Request | None = None) -> None:
+        """Answer the request with this head, or that was read from it already."""
         self._served += 1
         reply = self._reply
         reply.reset()
         self._made_file = self._made_line = self._made_headers = self._body = None
         try:
-            self._request = read_head(head, self.limits)
+            self._request = request or read_head(head, self.limits)
             if self.parse_request():
                 self.dispatch()
-            if reply.mode != COUNTED or reply.pending or reply.left or reply.excess or self._body:
+            if not reply.whole or reply.excess or self._body:
                 self._end(reply)
         except Reject as fault:
             self.refuse(fault)
@@ -133,15 +136,16 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         if self.wfile is not self._reply:
             return super().parse_request()
         request = self._request
+        said = request.said
         self.command = request.method
         self.target = request.target
         path = request.path
-        if path.startswith("//"):  # in a Location of a handler it would name another host
+        if path[:2] == "//":  # in a Location of a handler it would name another host
             path = "/" + path.lstrip("/")
         self.path = path
-        self.request_version = "HTTP/1.1" if request.version == (1, 1) else "HTTP/1.0"
-        self.close_connection = not request.keep_alive or self.protocol_version < "HTTP/1.1"
-        return request.length == 0 or self._expect_body(request)
+        self.request_version = "HTTP/1.1" if said.late else "HTTP/1.0"
+        self.close_connection = not said.keep_alive or self.protocol_version < "HTTP/1.1"
+        return said.length == 0 or self._expect_body(request)
 
     def _expect_body(self, request: Request) -> bool:
         length, stream = request.length, self._stream
@@ -174,7 +178,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
 
     def _end(self, reply: Reply) -> None:
         """After the answer: finish it."""
-        if reply.lines and not reply.pending:
+        if reply.lines and not (reply.pending or reply.whole):
             self.end_headers()
         if not (reply.pending or reply.begun):
             if self.close_connection:
@@ -253,21 +257,13 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
             now = time.time()
             if now >= beginnings.until:
                 beginnings.renew(now)
-            key = type(self), self.protocol_version, code
             reply.status = code
-            reply.lines.append(beginnings.get(key) or self._make_beginning(key, now))
+            known = beginnings.get((type(self), self.protocol_version, code))
+            reply.lines.append(known or beginnings.make(self, code, now))
         else:
             self.send_response_only(code, message)
             self.send_header("Server", self.version_string())
             self.send_header("Date", self.date_time_string())
-
-    def _make_beginning(self, key: tuple[type, str, int], now: float) -> bytes:
-        _, version, code = key
-        start = status_line(version, code, self.responses.get(code, _NO_PHRASE)[0])
-        server, _, _ = field("Server", self.version_string())
-        date, _, _ = field("Date", self.date_time_string(now))
-        beginnings[key] = beginning = start + server + date
-        return beginning
 
     def send_response_only(self, code: int, message: str | None = None) -> None:
         reply = self._reply
@@ -275,7 +271,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
             super().send_response_only(code, message)
             return
         if message is None:
-            message = self.responses.get(code, _NO_PHRASE)[0]
+            message = self.responses.get(code, NO_PHRASE)[0]
         reply.status = int(code)
         reply.lines.append(status_line(self.protocol_version, code, message))
 
@@ -285,12 +281,14 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
         if self.wfile is not reply:
             super().send_header(keyword, value)
             return
-        line, length, framing = field(keyword, value if type(value) is str else str(value))
-        if framing:
-            self._frame(framing, length, str(value))
+        line, length, framing = fields[keyword, value if type(value) is str else str(value)]
+        if framing == "content-length" and reply.length is None and not reply.raw:
+            reply.length = length
+        elif framing:
+            self._frame(framing, str(value))
         reply.lines.append(line)
 
-    def _frame(self, name: str, length: int, text: str) -> None:
+    def _frame(self, name: str, text: str) -> None:
         reply = self._reply
         if name == "connection":
             reply.said_connection = True
@@ -300,10 +298,8 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
             )
         elif reply.raw or reply.length is not None:
             raise ValueError(f"there is one way to say how long a body is, and {name} is another")
-        elif name == "transfer-encoding":
-            reply.raw = True  # whoever says it does it
         else:
-            reply.length = length
+            reply.raw = True  # whoever says Transfer-Encoding does it
 
     def end_headers(self) -> None:
         """The head is complete. It leaves with the first of the body, or at the end."""
@@ -315,7 +311,11 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
             reply.mode, reply.left = COUNTED, reply.length
         elif not self._choose_mode(reply):
             return
-        if not self.close_connection and self._is_last():
+        if not self.close_connection and (
+            self._served >= self.max_requests
+            or self._is_over()
+            or (self._body and not self._is_welcome(self._body))
+        ):
             self.close_connection = True
         if not reply.said_connection:
             if self.close_connection:
@@ -341,14 +341,12 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
                 self.close_connection = True
         return True
 
-    def _is_last(self) -> bool:
-        """Whether the connection ends with this answer, though the client would go on."""
-        body = self._body
-        if body and not body.finished:
-            waits = self._request.expects_continue and not body.started
-            if waits or body.left is None or body.left > _ENOUGH:
-                return True
-        return self._served >= self.max_requests or self._is_over()
+    def _is_welcome(self, body: Body) -> bool:
+        """Whether what is left of the body may be skipped, and the client go on."""
+        if body.finished:
+            return True
+        waits = self._request.expects_continue and not body.started
+        return not (waits or body.left is None or body.left > _ENOUGH)
 
     def flush_headers(self) -> None:
         if self.wfile is not self._reply:

@@ -20,6 +20,10 @@ CHUNKED: Final = 3
 BODILESS: Final = 4  # there can be none
 
 
+def _send_none(data: Any) -> int:
+    return 0  # over TLS, and on sockets of others: that may have to wait
+
+
 class Reply:
     """What handlers call ``wfile``. A write is sent at once; a head waits for the first one.
 
@@ -29,7 +33,7 @@ class Reply:
 
     __slots__ = (
         "_allow", "_connection", "_send_now", "_timeout", "begun", "excess", "left", "length",
-        "lines", "mode", "pending", "raw", "said_connection", "status",
+        "lines", "mode", "pending", "raw", "said_connection", "status", "whole",
     )  # fmt: skip
 
     closed: bool = False  # it ends with its connection
@@ -40,7 +44,7 @@ class Reply:
         # Anew after each piece. There is room for one only when the client has taken a part of
         # what the kernel holds for it, a third or so: who takes a byte now and then is late.
         self._allow = connection.allow if isinstance(connection, Waiting) else connection.settimeout
-        self._send_now = connection.send_now if type(connection) is Connection else None
+        self._send_now = connection.send_now if type(connection) is Connection else _send_none
         self.reset()
 
     def reset(self) -> None:
@@ -53,6 +57,7 @@ class Reply:
         self.pending: bool = False  # whether the head is complete, and has not left
         self.begun: bool = False  # whether anything of the answer has left
         self.excess: bool = False  # whether there was more of a body than there may be
+        self.whole: bool = False  # whether all of it has left, and in one piece
         self.left: int = 0
         self.mode: int = AS_IT_IS
 
@@ -98,10 +103,13 @@ class Reply:
     def write(self, data: Any) -> int:
         if self.pending and type(data) is bytes and 0 < len(data) == self.left <= _JOINED:
             # Nearly every answer: all of it, in one piece.
-            self.pending, self.left = False, 0
-            lines, self.lines = self.lines, []
-            lines += b"\r\n", data
-            self._send(b"".join(lines))
+            self.pending, self.left, self.begun = False, 0, True
+            self.lines += b"\r\n", data
+            answer = b"".join(self.lines)
+            sent = self._send_now(answer)
+            if sent < len(answer):
+                self._send_slowly(answer[sent:])
+            self.whole = True
             return len(data)
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
         mode = self.mode
@@ -180,11 +188,11 @@ class Reply:
 
     def _send(self, data: Any) -> None:
         self.begun = True
-        if self._send_now:
-            sent = self._send_now(data)
-            if sent == len(data):
-                return
-            data = memoryview(data)[sent:]
+        sent = self._send_now(data)
+        if sent < len(data):
+            self._send_slowly(memoryview(data)[sent:])
+
+    def _send_slowly(self, data: Any) -> None:
         rest = memoryview(data).cast("B")
         while rest:
             self._allow(self._timeout)
