@@ -76,7 +76,7 @@ class MasterHandle:
         self._bell = bell
         self._foreign = False
         self._busy = False
-        self._last_guest: Guest | None = None
+        self._last_peer: Any = None
         self._graceful = settings.graceful_timeout
         self._patience_ns = NEVER if settings.timeout is None else in_ns(settings.timeout)
         # Often enough that one late beat is no silence, and no oftener than once a second.
@@ -257,7 +257,7 @@ class MasterHandle:
         words[self._requests] += 1
         self._busy = True
         self._title.show_busy(words[self._requests])
-        self._last_guest = None
+        self._last_peer = peer
         self._board.set_peer(self.slot, peer)
 
     def _took_again(self, guest: Guest) -> None:
@@ -269,8 +269,8 @@ class MasterHandle:
         words[self._requests] = count = words[self._requests] + 1
         self._busy = True
         self._title.show_busy_again(count)
-        if self._last_guest is not guest:
-            self._last_guest = guest
+        if self._last_peer is not guest.peer:
+            self._last_peer = guest.peer
             self._board.set_peer(self.slot, guest.peer)
 
     def _be_idle(self) -> None:

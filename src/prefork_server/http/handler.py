@@ -113,9 +113,10 @@ class HTTPRequestHandler(BaseHTTPRequestHandler):
 
     def serve_request(self, head: bytes, request: Request | None = None) -> None:
         """Answer the request with this head, or that was read from it already."""
-        self._served += 1
         reply = self._reply
-        reply.reset()
+        if self._served:
+            reply.reset()
+        self._served += 1
         self._made_file = self._made_line = self._made_headers = self._body = None
         try:
             self._request = request or read_head(head, self.limits)

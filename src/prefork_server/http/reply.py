@@ -108,7 +108,7 @@ class Reply:
             answer = b"".join(self.lines)
             sent = self._send_now(answer)
             if sent < len(answer):
-                self._send_slowly(answer[sent:])
+                self._send_slowly(memoryview(answer)[sent:])
             self.whole = True
             return len(data)
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
