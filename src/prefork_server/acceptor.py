@@ -30,7 +30,6 @@ from .vigil import Vigil
 _LONG_NS = SECOND // 200  # after so long with one client, queue up behind the idle workers
 _COURTESY_NS = SECOND // 1000  # after one that is kept: time enough for a sibling to wake up
 _GLANCE_NS = SECOND // 20  # guests that were silent for too long are looked for so often
-_EVENTS = 64  # at a time: their memory fits malloc's cache, and that of 1023 does not
 _PAUSES = (0.1, 1.0)  # seconds without descriptors: the first pause, and the longest
 _COMPLAINTS_NS = 5 * SECOND  # a log line about them at most so often
 
@@ -144,7 +143,7 @@ class Acceptor:
         hurried = self._next_turns or self._resting_until_ns
         if hurried or now_ns + seconds * SECOND > self._soonest_ns:
             seconds = self._nap(seconds, now_ns)
-        events = self._epoll.poll(seconds, _EVENTS)
+        events = self._epoll.poll(seconds)
         if len(events) == 1 and not self._turns:
             guest = self._guests.pop(events[0][0], None)
             if guest:

@@ -213,7 +213,7 @@ class PreforkMixIn(_Base):
         take: Callable[[_Socket], tuple[Any, Any] | None],
     ) -> None:
         each_time = self.service_actions
-        if type(self).service_actions is socketserver.BaseServer.service_actions:
+        if getattr(each_time, "__func__", None) is socketserver.BaseServer.service_actions:
             each_time = nothing  # which is not called
         for ready in master._waiting(each_time):
             if isinstance(ready, Guest):

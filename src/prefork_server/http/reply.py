@@ -103,14 +103,17 @@ class Reply:
     def write(self, data: Any) -> int:
         if self.pending and type(data) is bytes and 0 < len(data) == self.left <= _JOINED:
             # Nearly every answer: all of it, in one piece.
-            self.pending, self.left, self.begun = False, 0, True
-            self.lines += b"\r\n", data
-            answer = b"".join(self.lines)
+            size, self.left = self.left, 0
+            self.pending = False
+            self.begun = True
+            lines = self.lines
+            lines += b"\r\n", data
+            answer = b"".join(lines)
             sent = self._send_now(answer)
             if sent < len(answer):
                 self._send_slowly(memoryview(answer)[sent:])
             self.whole = True
-            return len(data)
+            return size
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
         mode = self.mode
         if mode == COUNTED:
