@@ -48,6 +48,9 @@ def heed(fields: str, minor: str, limits: Limits) -> Said:
     text = "\n" + fields
     lower = text.lower()
     telling = _telling(lower)
+    if len(telling) == 1 and telling[0][0] == "host":
+        late = minor == "1"
+        return Said(text, lower, late, _host_of(telling[0][1]), late, 0, False)
     said = dict(telling)
     if len(said) < len(telling):
         said = _joined(telling)

@@ -220,7 +220,7 @@ class Request:
 
 # The fields of a client's next request are those of its last one, byte for byte, whatever its
 # path. So what they say is known, by what stands behind the target: to match and to read them
-# again would be two thirds of the work for two of them, and nine tenths for a browser's twelve.
+# again is two thirds of all reading for one of them, and four fifths for a browser's twelve.
 # With what is made of it that is 4 MB at most; when it is full, all of it is forgotten.
 _known: dict[bytes, Said] = {}
 _KNOWN: Final = 256  # how many of them
