@@ -7,7 +7,7 @@ TEST ?=
 export PYTHONPATH := src
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format fuzz prove bench-threads bench-lifecycle clean
+.PHONY: help serve test check format fuzz prove bench-threads bench-lifecycle bench-http clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ bench-threads: ## against socketserver's own servers
 
 bench-lifecycle: ## how long starting, stopping and replacing take
 	$(PYTHON) -m benchmarks.lifecycle
+
+bench-http: $(BIN)/.made ## against nginx, uvicorn, gunicorn and http.server; wrk makes the load
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	$(BIN)/python -m benchmarks.http
 
 clean: ## forget what was made here
 	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist

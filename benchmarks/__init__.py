@@ -1,1 +1,1 @@
-"""Measurements: ``python -m benchmarks.threads``, ``python -m benchmarks.lifecycle``."""
+"""Measurements: ``python -m benchmarks.threads``, ``.lifecycle``, ``.http``."""

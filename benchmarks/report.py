@@ -24,3 +24,11 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
     for name, *cells in rows:
         figures = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         print("  ".join((name.ljust(widths[0]), *figures)).rstrip())
+
+
+def print_markdown(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """The same, to be pasted where Markdown is read."""
+    print(f"\n{title}\n")
+    header, *others = rows
+    for row in (header, ["---", *["---:"] * (len(header) - 1)], *others):
+        print(f"| {' | '.join(row)} |")

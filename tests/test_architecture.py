@@ -66,17 +66,18 @@ MAY_IMPORT = {
     "pool": {"scoreboard", "settings", "plan"},
     # The last two for their types alone.
     "job": {"listeners", "privileges", "settings", "plan", "handle"},
-    "remote": {"job", "signals", "handle"},
+    "here": {"handle"},  # for its type alone
+    "remote": {"here", "job", "signals"},
     "systemd": {"errors", "scoreboard"},
     "journal": {"plan", "systemd"},
     "handle": GROUND | EDGES | {"settings", "job", "wear"},
-    "worker": GROUND | EDGES | {"settings", "job", "handle"},
+    "worker": GROUND | EDGES | {"settings", "job", "handle", "here"},
     "upgrade": GROUND | {"inheritance", "journal", "listeners", "pidfile"},
     "rotation": {"scoreboard", "logfiles", "plan", "journal"},
     "master": GROUND | EDGES | {"settings", "inheritance", "pidfile"} | ROLES - {"master"},
     "elsewhere": set(),
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},
-    "inline": GROUND | EDGES | {"settings", "job", "handle", "remote", "journal"},
+    "inline": GROUND | EDGES | {"settings", "job", "handle", "here", "remote", "journal"},
     "launch": GROUND
     | EDGES
     | ROLES
@@ -95,7 +96,8 @@ MAY_IMPORT = {
 HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.grammar": set(),
     "http.chunks": {"grammar"},
-    "http.wire": {"grammar", "chunks"},
+    "http.fields": {"grammar"},
+    "http.wire": {"grammar", "chunks", "fields"},
     "http.heads": {"wire"},
     "http.stream": {"connection", "vigil", "wire"},
     "http.reply": {"vigil"},
@@ -141,7 +143,7 @@ MAY_CALL = {
 WIDE = {
     "journal": {"say", "run_hook"},
     "worker": {"_live"},
-    "mixin": {"_prefork_work", "_prefork_contain", "_prefork_report"},
+    "mixin": {"_prefork_serve", "_prefork_contain", "_prefork_failed", "_prefork_report"},
     "elsewhere": {"_begin_counted"},
     "listeners": {"listen"},
     "logfiles": {"emit"},
@@ -210,7 +212,7 @@ def test_the_top_level_loads_http_only_for_who_asks_for_a_name_of_it() -> None:
 
 
 def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:
-    for module in ("http.grammar", "http.chunks", "http.wire"):
+    for module in ("http.grammar", "http.chunks", "http.fields", "http.wire"):
         assert not _imported(HTTP[module]) & {"os", "time", "socket", "select", "logging", "email"}
 
 

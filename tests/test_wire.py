@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from prefork_server.http import wire
 from prefork_server.http.wire import (
+    LIMITS,
     Chunks,
     Limits,
     Reject,
@@ -24,6 +25,7 @@ from prefork_server.http.wire import (
     escape,
     find_head,
     read_head,
+    read_known,
 )
 
 from .wire_reader import Story, read, story
@@ -1031,3 +1033,42 @@ def test_llhttps_cases_are_judged_as_they_should_be(case: dict[str, str]) -> Non
 def test_only_cases_that_want_a_request_taken_are_judged_otherwise() -> None:
     verdicts = {case["id"].removeprefix("llhttp/"): case["verdict"] for case in CASES}
     assert {verdicts[name] for name in OTHERWISE} == {"accept"}
+
+
+# What is known
+
+FIELDS = b"HTTP/1.1\r\nHost: known\r\nX: y\r\n\r\n"
+
+
+def test_fields_that_were_read_are_known_whatever_the_path_and_the_method() -> None:
+    read_head(b"GET / " + FIELDS)
+    for method, target in (("POST", "/a?b=%20c"), ("GET", "/%C3%A4"), ("HEAD", "//x")):
+        known = read_known(f"{method} {target} ".encode() + FIELDS)
+        assert known
+        assert (known.method, known.target, known.path) == (method, target, target)
+        assert known.fields == [("Host", "known"), ("X", "y")]
+
+
+def test_of_a_head_that_is_not_plain_nothing_is_known() -> None:
+    read_head(b"GET / " + FIELDS)
+    read_head(b"GET http://known/ " + FIELDS)
+    for start in (b"", b"GET ", b"GET  / ", b"GET x ", b"GET /# ", b"GET /%2 ", b"GET /\\ ",
+                  b"GET /\xe4 ", b"GET /\0 ", b"get / ", b"BREW / ", b"CONNECT / ", b"PRI / ",
+                  b"GET http://known/ ", b"GET * ", b"\r\nGET / "):  # fmt: skip
+        assert read_known(start + FIELDS) is None, start
+    assert read_known(b"GET / " + FIELDS + b"x") is None
+    assert read_known(b"GET / " + FIELDS[:-1]) is None
+    assert read_known(b"GET / " + FIELDS.replace(b"/1.1", b"/1.0")) is None
+    assert read_known(b"GET /%b " % (b"x" * LIMITS.line) + FIELDS) is None
+    assert read_known(b"GET / " + FIELDS, Limits(fields=1)) is None
+
+
+def test_only_so_much_is_known() -> None:
+    long = b"HTTP/1.1\r\nHost: h\r\nX: %b\r\n\r\n" % (b"x" * 4096)
+    read_head(b"GET / " + long)
+    assert read_known(b"GET / " + long) is None
+    for number in range(1000):
+        fields = b"HTTP/1.1\r\nHost: h%d\r\n\r\n" % number
+        read_head(b"GET / " + fields)
+        assert read_known(b"GET / " + fields)
+    assert read_known(b"GET / HTTP/1.1\r\nHost: h0\r\n\r\n") is None

@@ -4,7 +4,16 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from prefork_server.http.wire import Chunks, Limits, Reject, Request, find_head, read_head
+from prefork_server.http.wire import (
+    LIMITS,
+    Chunks,
+    Limits,
+    Reject,
+    Request,
+    find_head,
+    read_head,
+    read_known,
+)
 
 
 class Message(NamedTuple):
@@ -31,7 +40,7 @@ class Story(NamedTuple):
 
 
 def read(parts: Iterable[bytes], limits: Limits | None = None) -> Story:
-    limits = limits or Limits()
+    limits = limits or LIMITS
     stream = _Stream(parts)
     messages: list[Message] = []
     try:
@@ -67,6 +76,12 @@ class _Stream:
 
 def _head(stream: _Stream, limits: Limits) -> Request | None:
     seen = 0
+    known = read_known(bytes(stream.buffer), limits)
+    if known:
+        raw = bytes(stream.buffer)
+        read = read_head(raw, limits) if find_head(raw, limits) == len(raw) else None
+        for name in Request.__slots__:
+            assert getattr(known, name) == getattr(read, name), raw[:300]
     while not (size := find_head(stream.buffer, limits, seen)):
         seen = len(stream.buffer)
         if not stream.more():

@@ -10,7 +10,8 @@ TYPE_CHECKING = False  # for type checkers it is True; typing itself takes longe
 if TYPE_CHECKING:
     from .connection import Connection
     from .errors import BindError, BootError, ConfigError, PreforkError
-    from .handle import MasterHandle, current_master
+    from .handle import MasterHandle
+    from .here import current_master
     from .http import HTTPRequestHandler as HTTPRequestHandler
     from .http import PreforkHTTPServer as PreforkHTTPServer
     from .http import PreforkWSGIServer as PreforkWSGIServer
@@ -49,7 +50,8 @@ _HOMES = {
         "PreforkUnixStreamServer",
     ),
     "settings": ("Settings",),
-    "handle": ("MasterHandle", "current_master"),
+    "handle": ("MasterHandle",),
+    "here": ("current_master",),
 }
 # Not in __all__: http.server and email, which these load, are heavy, and who takes everything
 # may want no HTTP.

@@ -137,7 +137,7 @@ class Acceptor:
         """Whether it looks at nobody for a while, though somebody may wait."""
         return self._resting_until_ns > 0
 
-    def wait(self, seconds: float) -> socket.socket | Guest | None:
+    def wait(self, seconds: float, now_ns: int | None = None) -> socket.socket | Guest | None:
         """A listener on which somebody waits, or a guest to resume; None when the time is
         over, or something happened that the caller should look at.
 
@@ -148,12 +148,20 @@ class Acceptor:
             self._settle_last()
         if self._turns:
             return self._turns.popleft()
-        events = self._epoll.poll(self._nap(seconds, time.monotonic_ns()))
+        if now_ns is None:
+            now_ns = time.monotonic_ns()
+        hurried = self._next_turns or self._resting_until_ns
+        if hurried or now_ns + seconds * SECOND > self._soonest_ns:
+            seconds = self._nap(seconds, now_ns)
+        events = self._epoll.poll(seconds)
         if len(events) == 1 and not self._turns:
             guest = self._guests.pop(events[0][0], None)
             if guest:
                 return guest
-        ready = [fd for fd, _ in events if self._is_listener(fd)]
+        return self._first_of(events)
+
+    def _first_of(self, events: list[tuple[int, int]]) -> socket.socket | Guest | None:
+        ready = self._sort(events)
         if ready:
             if len(ready) > 1:
                 self._turn += 1
@@ -184,11 +192,18 @@ class Acceptor:
             return 0.0
         return max(0.0, min(seconds, (until_ns - now_ns) / SECOND))
 
+    def _sort(self, events: list[tuple[int, int]]) -> list[int]:
+        """The listeners among them; guests get their turns."""
+        ready = []
+        for fd, _ in events:
+            guest = self._guests.pop(fd, None)
+            if guest:
+                self._turns.append(guest)
+            elif self._is_listener(fd):
+                ready.append(fd)
+        return ready
+
     def _is_listener(self, fd: int) -> bool:
-        guest = self._guests.pop(fd, None)
-        if guest:
-            self._turns.append(guest)
-            return False
         if fd in self._listeners:
             return True
         if fd == self._relay.fd:

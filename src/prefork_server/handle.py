@@ -11,7 +11,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +81,8 @@ class MasterHandle:
         self._master_bell = shared.bell
         self._bell = bell
         self._foreign = False
-        self._last_guest: Guest | None = None
+        self._busy = False
+        self._last_peer: Any = None
         self._graceful = settings.graceful_timeout
         self._patience_ns = NEVER if settings.timeout is None else in_ns(settings.timeout)
         # Often enough that one late beat is no silence, and no oftener than once a second.
@@ -195,11 +195,14 @@ class MasterHandle:
         to go."""
         acceptor = self._accepting()
         while True:
-            each_time()
+            if each_time is not nothing:
+                each_time()
             if self._foreign:
                 os._exit(0)  # a handler forked, and its child came back into our loop
-            self._be_idle()
-            self._beat()
+            if self._busy:
+                self._be_idle()
+            now_ns = time.monotonic_ns()
+            self._own_words[self._deadline] = now_ns + self._patience_ns
             if self._own_words[self._rotation] != self._words[self._newest_rotation]:
                 self._follow_rotation()
             if self._is_over():
@@ -208,9 +211,13 @@ class MasterHandle:
                 self._wear.weigh()
             # Whoever is woken for a connection takes it before it obeys anything: the
             # kernel has told nobody else.
-            ready = acceptor.wait(self._pause)
+            ready = acceptor.wait(self._pause, now_ns)
             if ready is not None:
                 yield ready
+        yield from self._take_leave(acceptor)
+
+    def _take_leave(self, acceptor: Acceptor) -> Iterator[socket.socket | Guest]:
+        """Those who are still to be served: all who wait, or only whom we keep."""
         wish = self._words[self._wish] or self._asked_to_go()
         if wish not in _DRAINS:
             self._be_idle()
@@ -276,8 +283,9 @@ class MasterHandle:
         words[self._requests] = count = words[self._requests] + 1
         if count == self._enough:
             self._wear.served_enough()
+        self._busy = True
         self._title.show_busy(count)
-        self._last_guest = None
+        self._last_peer = peer
         self._board.set_peer(self.slot, peer)
 
     def _took_again(self, guest: Guest) -> None:
@@ -289,9 +297,10 @@ class MasterHandle:
         words[self._requests] = count = words[self._requests] + 1
         if count == self._enough:
             self._wear.served_enough()
-        self._title.show_busy(count)
-        if self._last_guest is not guest:
-            self._last_guest = guest
+        self._busy = True
+        self._title.show_busy_again(count)
+        if self._last_peer is not guest.peer:
+            self._last_peer = guest.peer
             self._board.set_peer(self.slot, guest.peer)
 
     def _introduced(self, peer: Any) -> None:
@@ -300,7 +309,8 @@ class MasterHandle:
             self._board.set_peer(self.slot, peer)
 
     def _be_idle(self) -> None:
-        if self._own_words[self._since]:
+        if self._busy:
+            self._busy = False
             self._own_words[self._since] = 0
             self._title.show_idle()
 
@@ -361,43 +371,3 @@ class MasterHandle:
         """In a fork of the worker: it may read the scoreboard, but what it writes, nobody sees."""
         self._foreign = True
         self._own_words = memoryview(bytearray(self._words)).cast("q")
-
-
-_here: MasterHandle | None = None
-
-
-def stand_here(master: MasterHandle) -> None:
-    """From now on this process is a worker of ``master``."""
-    global _here
-    _here = master
-
-
-def current_master() -> MasterHandle:
-    """The master, in any code that runs in a worker. Elsewhere: RuntimeError."""
-    if _here is None:
-        raise RuntimeError("current_master() is there in a worker process only")
-    return _here
-
-
-def in_worker() -> bool:
-    """Whether this process is a worker, and somewhere else is its master."""
-    return _here is not None and not _here.inline
-
-
-@contextmanager
-def standing_in(master: MasterHandle) -> Iterator[None]:
-    """This process works with ``master``, though it is no fork of one."""
-    global _here
-    outer, _here = _here, master
-    try:
-        yield
-    finally:
-        _here = outer
-
-
-def _in_fork_of_worker() -> None:
-    if _here is not None:
-        _here._disown()
-
-
-os.register_at_fork(after_in_child=_in_fork_of_worker)

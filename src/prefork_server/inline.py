@@ -12,7 +12,8 @@ from dataclasses import replace
 from types import FrameType
 
 from .acceptor import Relay
-from .handle import MasterHandle, Shared, standing_in
+from .handle import MasterHandle, Shared
+from .here import standing_in
 from .job import Job
 from .journal import Journal
 from .remote import Remote

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from .acceptor import Guest
+from .acceptor import Acceptor, Guest
 from .elsewhere import Elsewhere
 from .errors import ConfigError
 from .handle import MasterHandle
@@ -221,9 +221,26 @@ class PreforkMixIn(_Base):
             vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
         take = Reception(self, master, acceptor, self._prefork_settled()).take
         elsewhere = Elsewhere(self)
-        for ready in master._waiting(self.service_actions):
+        self._prefork_serve(master, acceptor, take)
+        while elsewhere.is_busy():
+            master._beat()
+        acceptor.hang_up()
+
+    def _prefork_serve(
+        self,
+        master: MasterHandle,
+        acceptor: Acceptor,
+        take: Callable[[_Socket], tuple[Any, Any] | None],
+    ) -> None:
+        each_time = self.service_actions
+        if getattr(each_time, "__func__", None) is socketserver.BaseServer.service_actions:
+            each_time = nothing  # which is not called
+        for ready in master._waiting(each_time):
             if isinstance(ready, Guest):
-                self._prefork_contain(master, ready.request, ready.peer, ready.resume)
+                try:  # as _prefork_contain does, without a call more in each request
+                    ready.resume()
+                except BaseException as error:
+                    self._prefork_failed(master, ready.request, ready.peer, error)
                 continue
             try:
                 taken = take(ready)
@@ -234,9 +251,6 @@ class PreforkMixIn(_Base):
             else:
                 if taken is not None:
                     self._prefork_contain(master, *taken, self._prefork_admit, *taken)
-        while elsewhere.is_busy():
-            master._beat()
-        acceptor.hang_up()
 
     def _prefork_greet_first(self) -> None:
         """In the handler's time and place, which with ThreadingMixIn is a thread of its own:
@@ -295,20 +309,25 @@ class PreforkMixIn(_Base):
         """Nothing that happens in a connection ends the worker, or the loop."""
         try:
             serve(*args)
-        except BaseException as error:
-            # User code. SystemExit asks for a new worker, after this one's manners.
-            if isinstance(error, KeyboardInterrupt) and master.inline:
-                raise  # a second Ctrl-C, which ends a program that is being debugged
-            if isinstance(error, SystemExit):
-                master.retire()
-            else:
-                self._prefork_report(master, request, peer, error)
-            try:
-                self.shutdown_request(request)
-            except Exception:
-                master.logger.exception("shutdown_request failed", extra={"event": "close_failed"})
-                with suppress(Exception):
-                    request.close()
+        except BaseException as error:  # user code
+            self._prefork_failed(master, request, peer, error)
+
+    def _prefork_failed(
+        self, master: MasterHandle, request: Any, peer: Any, error: BaseException
+    ) -> None:
+        # SystemExit asks for a new worker, after this one's manners.
+        if isinstance(error, KeyboardInterrupt) and master.inline:
+            raise error  # a second Ctrl-C, which ends a program that is being debugged
+        if isinstance(error, SystemExit):
+            master.retire()
+        else:
+            self._prefork_report(master, request, peer, error)
+        try:
+            self.shutdown_request(request)
+        except Exception:
+            master.logger.exception("shutdown_request failed", extra={"event": "close_failed"})
+            with suppress(Exception):
+                request.close()
 
     def _prefork_report(
         self, master: MasterHandle, request: Any, peer: Any, error: BaseException

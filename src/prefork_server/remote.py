@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .handle import current_master, in_worker
+from .here import current_master, in_worker
 from .job import nothing
 from .signals import Bell
 

@@ -12,7 +12,8 @@ import signal
 import traceback
 from typing import NoReturn
 
-from .handle import MasterHandle, Shared, stand_here
+from .handle import MasterHandle, Shared
+from .here import stand_here
 from .job import Job, nothing
 from .logfiles import flush_streams
 from .reports import leave_report

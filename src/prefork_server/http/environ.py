@@ -5,13 +5,14 @@ the statuses of answers. Clients choose the names, so few of them are remembered
 """
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 from urllib.parse import unquote
 
 from .grammar import check_reason
-from .heads import field
+from .heads import fields
 from .wire import Request
 
 HOP_BY_HOP: Final = frozenset(
@@ -27,6 +28,7 @@ HOP_BY_HOP: Final = frozenset(
         "upgrade",
     )
 )
+_KNOWN_SIZE: Final = 4096  # characters of the longest fields that are remembered
 DATED: Final = ("date", "server")  # which we say, where the application does not
 
 _fields = re.compile(r"([^:]++):[ \t]*+((?:[^\r]*[^\r \t])?)[ \t]*+\r\n").findall
@@ -43,13 +45,22 @@ def add_request(environ: dict[str, Any], request: Request, path: str) -> None:
     environ["QUERY_STRING"] = query
     environ["REQUEST_URI"] = environ["RAW_URI"] = request.target
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == (1, 1) else "HTTP/1.0"
-    for name, value in _fields(request._text, request._start, request._end):
+    text = request.said.text
+    environ.update(told_by(text) if len(text) <= _KNOWN_SIZE else told_by.__wrapped__(text))
+
+
+@lru_cache(256)  # many requests have the same fields: with what is made of them 4 MB at most
+def told_by(text: str) -> Mapping[str, str]:
+    """What the fields say, by the names that they have in ``environ``."""
+    told: dict[str, str] = {}
+    for name, value in _fields(text, 1):
         key = key_of(name)
-        if key not in environ:
-            environ[key] = value
-        elif key:
-            environ[key] += f"; {value}" if key == "HTTP_COOKIE" else f",{value}"
-    environ.pop("", None)
+        if key not in told:
+            told[key] = value
+        else:
+            told[key] += f"; {value}" if key == "HTTP_COOKIE" else f",{value}"
+    told.pop("", None)
+    return told
 
 
 @lru_cache(256)
@@ -88,5 +99,5 @@ def line_of(name: str, value: str) -> tuple[bytes, int, str]:
     lower = name.lower()
     if lower in HOP_BY_HOP:
         raise ValueError(f"{name} is for the server to say, and not for an application (PEP 3333)")
-    line, length, told = field(name, value)
+    line, length, told = fields[name, value]
     return line, length, told or (lower if lower in DATED else "")

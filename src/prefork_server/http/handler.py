@@ -13,7 +13,7 @@ from ..reception import is_tls
 from ..vigil import Waiting
 from .access import log_answer
 from .asked import Asked
-from .heads import beginnings, field, status_line
+from .heads import NO_PHRASE, beginnings, fields, status_line
 from .reply import COUNTED, Reply
 from .stream import Body, Rest, Stream, is_connection, linger
 from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
@@ -21,8 +21,11 @@ from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
 _ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE, _KEEP = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
-_NO_PHRASE = ("",)
 _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
+
+
+def _never() -> bool:
+    return False
 
 
 class HTTPRequestHandler(Asked):
@@ -83,7 +86,7 @@ class HTTPRequestHandler(Asked):
         self._body: Body | None = None
         self._made_file = self._made_line = self._made_headers = None
         self._served = 0
-        self._is_over = connection.is_over if isinstance(connection, Waiting) else lambda: False
+        self._is_over = connection._vigil.is_over if isinstance(connection, Waiting) else _never
         kind = type(self)
         self._logs = self.logs_requests or kind.log_request is not HTTPRequestHandler.log_request
         self._plain = kind.send_response_only is HTTPRequestHandler.send_response_only
@@ -117,20 +120,20 @@ class HTTPRequestHandler(Asked):
             while not self.close_connection and self.skip_now() is None and stream.fill():
                 pass
 
-    def serve_request(self, head: bytes) -> None:
-        """Answer the request with this head."""
-        self._served += 1
+    def serve_request(self, head: bytes, request: Request | None = None) -> None:
+        """Answer the request with this head, or that was read from it already."""
         reply = self._reply
-        reply.reset()
+        if self._served:
+            reply.reset()
+        self._served += 1
         self._made_file = self._made_line = self._made_headers = self._body = None
-        request = None
         try:
-            self._request = request = read_head(head, self.limits)
+            self._request = request = request or read_head(head, self.limits)
             if self.forwarded_from:
                 self.hear_proxy()
             if self.parse_request():
                 self.dispatch()
-            if reply.mode != COUNTED or reply.pending or reply.left or reply.excess or self._body:
+            if not reply.whole or reply.excess or self._body:
                 self._end(reply)
         except Reject as fault:
             if not request:
@@ -150,14 +153,15 @@ class HTTPRequestHandler(Asked):
         if self.wfile is not self._reply:
             return super().parse_request()
         request = self._request
+        said = request.said
         self.command, self.target = request.method, request.target
         path = request.path
-        if path.startswith("//"):  # in a Location of a handler it would name another host
+        if path[:2] == "//":  # in a Location of a handler it would name another host
             path = "/" + path.lstrip("/")
         self.path = path
-        self.request_version = "HTTP/1.1" if request.version == (1, 1) else "HTTP/1.0"
-        self.close_connection = not request.keep_alive or self.protocol_version < "HTTP/1.1"
-        return request.length == 0 or self._expect_body(request)
+        self.request_version = "HTTP/1.1" if said.late else "HTTP/1.0"
+        self.close_connection = not said.keep_alive or self.protocol_version < "HTTP/1.1"
+        return said.length == 0 or self._expect_body(request)
 
     def _expect_body(self, request: Request) -> bool:
         length, stream = request.length, self._stream
@@ -187,7 +191,7 @@ class HTTPRequestHandler(Asked):
 
     def _end(self, reply: Reply) -> None:
         """After the answer: finish it."""
-        if reply.lines and not reply.pending:
+        if reply.lines and not (reply.pending or reply.whole):
             self.end_headers()
         if not (reply.pending or reply.begun):
             if self.close_connection:
@@ -228,21 +232,13 @@ class HTTPRequestHandler(Asked):
             now = time.time()
             if now >= beginnings.until:
                 beginnings.renew(now)
-            key = type(self), self.protocol_version, code
             reply.status = code
-            reply.lines.append(beginnings.get(key) or self._make_beginning(key, now))
+            known = beginnings.get((type(self), self.protocol_version, code))
+            reply.lines.append(known or beginnings.make(self, code, now))
         else:
             self.send_response_only(code, message)
             self.send_header("Server", self.version_string())
             self.send_header("Date", self.date_time_string())
-
-    def _make_beginning(self, key: tuple[type, str, int], now: float) -> bytes:
-        _, version, code = key
-        start = status_line(version, code, self.responses.get(code, _NO_PHRASE)[0])
-        server, _, _ = field("Server", self.version_string())
-        date, _, _ = field("Date", self.date_time_string(now))
-        beginnings[key] = beginning = start + server + date
-        return beginning
 
     def send_response_only(self, code: int, message: str | None = None) -> None:
         reply = self._reply
@@ -250,7 +246,7 @@ class HTTPRequestHandler(Asked):
             super().send_response_only(code, message)
             return
         if message is None:
-            message = self.responses.get(code, _NO_PHRASE)[0]
+            message = self.responses.get(code, NO_PHRASE)[0]
         reply.status = int(code)
         reply.lines.append(status_line(self.protocol_version, code, message))
 
@@ -260,12 +256,14 @@ class HTTPRequestHandler(Asked):
         if self.wfile is not reply:
             super().send_header(keyword, value)
             return
-        line, length, framing = field(keyword, value if type(value) is str else str(value))
-        if framing:
-            self._frame(framing, length, str(value))
+        line, length, framing = fields[keyword, value if type(value) is str else str(value)]
+        if framing == "content-length" and reply.length is None and not reply.raw:
+            reply.length = length
+        elif framing:
+            self._frame(framing, str(value))
         reply.lines.append(line)
 
-    def _frame(self, name: str, length: int, text: str) -> None:
+    def _frame(self, name: str, text: str) -> None:
         reply = self._reply
         if name == "connection":
             reply.said_connection = True
@@ -275,10 +273,8 @@ class HTTPRequestHandler(Asked):
             )
         elif reply.raw or reply.length is not None:
             raise ValueError(f"there is one way to say how long a body is, and {name} is another")
-        elif name == "transfer-encoding":
-            reply.raw = True  # whoever says it does it
         else:
-            reply.length = length
+            reply.raw = True  # whoever says Transfer-Encoding does it
 
     def end_headers(self) -> None:
         """The head is complete. It leaves with the first of the body, or at the end."""
@@ -290,7 +286,11 @@ class HTTPRequestHandler(Asked):
             reply.mode, reply.left = COUNTED, reply.length
         elif not self._choose_mode(reply):
             return
-        if not self.close_connection and self._is_last():
+        if not self.close_connection and (
+            self._served >= self.max_requests
+            or self._is_over()
+            or (self._body and not self._is_welcome(self._body))
+        ):
             self.close_connection = True
         if not reply.said_connection:
             if self.close_connection:
@@ -317,14 +317,12 @@ class HTTPRequestHandler(Asked):
             self.close_connection |= reply.frame(status, empty, old)
         return True
 
-    def _is_last(self) -> bool:
-        """Whether the connection ends with this answer, though the client would go on."""
-        body = self._body
-        if body and not body.finished:
-            waits = self._request.expects_continue and not body.started
-            if waits or body.left is None or body.left > _ENOUGH:
-                return True
-        return self._served >= self.max_requests or self._is_over()
+    def _is_welcome(self, body: Body) -> bool:
+        """Whether what is left of the body may be skipped, and the client go on."""
+        if body.finished:
+            return True
+        waits = self._request.expects_continue and not body.started
+        return not (waits or body.left is None or body.left > _ENOUGH)
 
     def version_string(self) -> str:
         return f"{self.server_version} {self.sys_version}".rstrip()

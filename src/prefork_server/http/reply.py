@@ -19,6 +19,10 @@ CHUNKED: Final = 3
 BODILESS: Final = 4  # there can be none
 
 
+def _send_none(data: Any) -> int:
+    return 0  # over TLS, and on sockets of others: that may have to wait
+
+
 class Reply:
     """What handlers call ``wfile``. A write is sent at once; a head waits for the first one.
 
@@ -28,7 +32,7 @@ class Reply:
 
     __slots__ = (
         "_allow", "_connection", "_send_now", "_timeout", "begun", "excess", "left", "length",
-        "lines", "mode", "pending", "raw", "said_connection", "status", "streamed",
+        "lines", "mode", "pending", "raw", "said_connection", "status", "streamed", "whole",
     )  # fmt: skip
 
     closed: bool = False  # it ends with its connection
@@ -39,7 +43,7 @@ class Reply:
         # Anew after each piece. There is room for one only when the client has taken a part of
         # what the kernel holds for it, a third or so: who takes a byte now and then is late.
         self._allow = connection.allow if isinstance(connection, Waiting) else connection.settimeout
-        self._send_now = getattr(connection, "send_now", None)
+        self._send_now = getattr(connection, "send_now", _send_none)
         self.reset()
 
     def reset(self) -> None:
@@ -52,6 +56,7 @@ class Reply:
         self.pending: bool = False  # whether the head is complete, and has not left
         self.begun: bool = False  # whether anything of the answer has left
         self.excess: bool = False  # whether there was more of a body than there may be
+        self.whole: bool = False  # whether all of it has left, and in one piece
         self.left: int = 0
         self.streamed: int = 0  # bytes of a body that is not COUNTED
         self.mode: int = AS_IT_IS
@@ -98,11 +103,13 @@ class Reply:
     def write(self, data: Any) -> int:
         if self.pending and type(data) is bytes and 0 < len(data) == self.left <= _JOINED:
             # Nearly every answer: all of it, in one piece.
-            self.pending, self.left = False, 0
-            lines, self.lines = self.lines, []
+            size, self.left = self.left, 0
+            self.pending = False
+            lines = self.lines
             lines += b"\r\n", data
             self._send(b"".join(lines))
-            return len(data)
+            self.whole = True
+            return size
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
         mode = self.mode
         if mode == COUNTED:
@@ -193,19 +200,22 @@ class Reply:
 
     def _send(self, data: Any) -> None:
         self.begun = True
-        rest = data
         try:
-            if self._send_now:
-                sent = self._send_now(data)
-                if sent == len(data):
-                    return
-                rest = memoryview(data)[sent:]
-            rest = memoryview(rest).cast("B")
+            sent = self._send_now(data)
+        except OSError:
+            self._unsend(memoryview(data).nbytes)
+            raise
+        if sent < len(data):
+            self._send_slowly(memoryview(data)[sent:])
+
+    def _send_slowly(self, data: Any) -> None:
+        rest = memoryview(data).cast("B")
+        try:
             while rest:
                 self._allow(self._timeout)
                 rest = rest[self._connection.send(rest) :]
         except OSError:
-            self._unsend(memoryview(rest).nbytes)
+            self._unsend(rest.nbytes)
             raise
 
     def _unsend(self, size: int) -> None:

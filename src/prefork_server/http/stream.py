@@ -43,16 +43,17 @@ class Stream:
         if data and not self.buffer:
             self.buffer = data
             return True
-        return data is not None and self._took(data)
+        return data is not None and self.took(data)
 
     def fill(self) -> bool:
         """The same, and waits. Raises TimeoutError, by the rules of ``allow``."""
         data = self.connection.recv(SIZE)
         if self._patient:
             self.connection.allow_more(len(data) / self._rate)
-        return self._took(data)
+        return self.took(data)
 
-    def _took(self, data: bytes) -> bool:
+    def took(self, data: bytes) -> bool:
+        """That was read; whether it was something, and not the end."""
         if data:
             if type(self.buffer) is bytes:
                 self.buffer = bytearray(self.buffer)
