@@ -328,6 +328,7 @@ def main() -> None:
         return
     if not shutil.which("wrk"):
         sys.exit("wrk makes the load, and it is not here")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the servers, too
     print(f"{machine()}, {WORKERS} workers each")
     here = [name for name, contestant in CONTESTANTS.items() if contestant.is_here]
     absent = [name for name in CONTESTANTS if name not in here]
