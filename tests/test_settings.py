@@ -34,6 +34,8 @@ from prefork_server.settings import settle
         ({"graceful_timeout": -0.5}, "graceful_timeout must be a number of seconds above 0"),
         ({"app_name": 5}, "app_name must be printable ASCII text, not 5"),
         ({"app_name": "a\nb"}, "app_name must be printable ASCII text, not 'a\\nb'"),
+        ({"term": "later"}, "term must be 'now' or 'graceful', not 'later'"),
+        ({"term": None}, "term must be 'now' or 'graceful', not None"),
         ({"workrs": 4}, "there is no setting workrs: did you mean workers?"),
         ({"time_out": 4}, "there is no setting time_out: did you mean timeout?"),
         ({"xyzzy": 4}, "there is no setting xyzzy: there are workers, timeout, boot_timeout"),

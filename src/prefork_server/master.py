@@ -208,7 +208,11 @@ class Master:
             self._signal(worker, signal.SIGKILL)
         for worker in plan.end:
             self._pool.told_to_end(worker, now_ns)
-            self._signal(worker, signal.SIGTERM)
+            if self._job.settings.term == "graceful":  # workers hear TERM so, too
+                self._pool.killed(worker)
+                self._signal(worker, signal.SIGKILL)
+            else:
+                self._signal(worker, signal.SIGTERM)
         for worker in plan.retire:
             self._pool.told_to_retire(worker, now_ns)
             if not self._pool.stopping:
@@ -311,6 +315,8 @@ class Master:
                 pool.wanted = max(0, pool.wanted - 1)
             case signal.SIGWINCH if not _in_terminal():
                 pool.wanted = 0
+            case signal.SIGTERM if self._job.settings.term == "graceful" and not pool.stopping:
+                self._stop("SIGTERM", hurry=False)
             case signal.SIGQUIT | signal.SIGHUP:
                 self._stop(signal.Signals(signum).name, hurry=False)
             case signal.SIGTERM | signal.SIGINT:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, TypeAlias, TypedDict, Unpack, final
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, final
 
 from .errors import ConfigError
 
@@ -39,6 +39,7 @@ class SettingsKeywords(TypedDict, total=False):
     log_path: FilePath | None
     stdout_path: FilePath | None
     stderr_path: FilePath | None
+    term: Literal["now", "graceful"]
     inline: bool
 
 
@@ -70,6 +71,9 @@ class Settings:
         where the log goes; ``None``: to the handlers of the logger, or else to stderr.
     ``stdout_path``, ``stderr_path``
         where prints go, the master's and the workers'; ``None``: where they went.
+    ``term``
+        what TERM means: ``"now"``, or ``"graceful"``, as whoever runs containers and
+        services means it. A second one hurries.
     ``inline``
         for a debugger or a profiler: one worker, in this process, with no fork and no
         ``timeout``.
@@ -92,6 +96,7 @@ class Settings:
     log_path: FilePath | None = None
     stdout_path: FilePath | None = None
     stderr_path: FilePath | None = None
+    term: Literal["now", "graceful"] = "now"
     inline: bool = False
 
     def __init__(self, **said: Unpack[SettingsKeywords]) -> None:
@@ -128,6 +133,8 @@ class Settings:
         name = self.app_name
         if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
             raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")
+        if self.term not in ("now", "graceful"):
+            raise ConfigError(f"term must be 'now' or 'graceful', not {self.term!r}")
         if type(self.inline) is not bool:
             raise ConfigError(f"inline must be True or False, not {self.inline!r}")
         for setting in _PATHS:
