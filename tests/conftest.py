@@ -15,7 +15,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class Server:
         stdin: int = subprocess.DEVNULL,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.gone, writer = os.pipe()  # end-of-file here: every descendant is gone
         self.expected_errors: list[str] = []
@@ -106,7 +107,7 @@ class Server:
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[writer],
+            pass_fds=[writer, *pass_fds],
             start_new_session=True,
             cwd=cwd,
             env={**(os.environ if env is None else env), "PYTHONPATH": str(ROOT / "src")},

@@ -14,7 +14,8 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 HTTP = {
     f"http.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "http").glob("*.py")
 }
-EVERYTHING = MODULES | HTTP
+CLI = {f"cli.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "cli").glob("*.py")}
+EVERYTHING = MODULES | HTTP | CLI
 
 GROUND = {"errors", "scoreboard", "signals", "forks"}
 EDGES = {"listeners", "acceptor", "connection", "vigil", "reports", "titles", "logfiles"}
@@ -51,7 +52,8 @@ MAY_IMPORT = {
     "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},
     "testing": {"forks", "listeners", "logfiles", "preforker", "mixin"},
-    "__init__": set(MODULES) - {"testing"},
+    "__init__": set(MODULES) - {"testing", "__main__"},
+    "__main__": {"cli"},
 }
 
 # What speaks HTTP stands on the core, which does not know it. A bare name is a module of its own.
@@ -68,15 +70,32 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.__init__": {"handler", "server", "wire"},
 }
 
+# The command stands on all of it, and loads what speaks HTTP where that is served.
+CLI_MAY_IMPORT: dict[str, set[str]] = {
+    "cli.options": {"__version__", "errors", "settings"},
+    "cli.target": {"errors", "options"},
+    "cli.recipe": {
+        *("listeners", "mixin", "remote", "servers", "settings", "http"),
+        *("options", "target"),
+    },
+    "cli.serve": {
+        *("errors", "forks", "handle", "job", "journal", "launch", "listeners", "logfiles"),
+        *("remote", "settings", "options", "recipe", "target"),
+    },
+    "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options"},
+    "cli.control": {"options"},
+    "cli.__init__": {"errors", "options", "target", "serve", "program", "control"},
+}
+
 # Which modules may make processes, signal them, wait for them, or leave without goodbye.
 MAY_CALL = {
     "os.fork": {"forks"},
-    "fork": {"master", "daemon"},
+    "fork": {"master", "daemon", "cli.serve"},
     "os.kill": {"master", "testing"},
     "os.killpg": set(),
-    "signal.pidfd_send_signal": {"master", "testing"},
-    "os.waitpid": {"master", "daemon"},
-    "os._exit": {"master", "handle", "worker", "daemon"},
+    "signal.pidfd_send_signal": {"master", "testing", "cli.control"},
+    "os.waitpid": {"master", "daemon", "cli.serve"},
+    "os._exit": {"master", "handle", "worker", "daemon", "cli.serve"},
     "sys.exit": set(),
     "time.time": {"http.handler"},  # for Date; durations are monotonic
     "datetime.now": set(),
@@ -87,7 +106,7 @@ MAY_CALL = {
     "marshal.loads": set(),
     "os.umask": set(),  # it is the whole process's
     "threading.Thread": {"testing"},
-    "signal.signal": {"signals", "handle", "worker"},
+    "signal.signal": {"signals", "handle", "worker", "cli.serve"},
 }
 
 # Wide excepts stand around user code, and each says so.
@@ -103,6 +122,10 @@ WIDE = {
     "testing": {"_afterwards", "_log_noted", "_serve"},
     "http.handler": {"serve_request"},
     "http.visit": {"resume"},
+    "cli.target": {"load"},
+    "cli.recipe": {"make"},
+    "cli.serve": {"boot"},
+    "cli.program": {"run"},
 }
 
 
@@ -134,6 +157,17 @@ def test_each_module_imports_only_what_lies_below_it(module: str) -> None:
 @pytest.mark.parametrize("module", HTTP)
 def test_each_module_of_http_imports_only_what_lies_below_it(module: str) -> None:
     assert _imports(HTTP[module]) <= HTTP_MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", CLI)
+def test_each_module_of_the_command_imports_only_what_lies_below_it(module: str) -> None:
+    assert _imports(CLI[module]) <= CLI_MAY_IMPORT[module]
+
+
+def test_nobody_imports_the_command() -> None:
+    assert [module for module in EVERYTHING if "cli" in _imports(EVERYTHING[module])] == [
+        "__main__"
+    ]
 
 
 def test_the_core_does_not_know_http() -> None:
@@ -186,8 +220,8 @@ def test_the_core_is_small_enough_to_read() -> None:
     assert max(lines.values()) <= 400, lines
 
 
-def test_each_module_of_http_is_short_enough_to_read() -> None:
-    for path in (PACKAGE / "http").glob("*.py"):
+def test_each_module_of_http_and_of_the_command_is_short_enough_to_read() -> None:
+    for path in (*(PACKAGE / "http").glob("*.py"), *(PACKAGE / "cli").glob("*.py")):
         assert path.read_text().count("\n") <= 400, path
 
 
