@@ -6,6 +6,7 @@ one appears here by itself. Nothing is opened, bound or imported.
 
 import argparse
 import difflib
+import inspect
 import os
 import re
 import shlex
@@ -264,8 +265,8 @@ def _seconds(text: str) -> float:
 def _meanings() -> dict[str, str]:
     """The paragraphs of ``Settings``, by the names they stand under."""
     found = {}
-    text = Settings.__doc__ or ""  # with -OO there is none
-    for heads, body in re.findall(r"^    (``.*``)\n((?: {8}.*\n)+)", text, re.MULTILINE):
+    text = inspect.getdoc(Settings) or ""  # with -OO there is none
+    for heads, body in re.findall(r"^(``.*``)\n((?: {4}.*\n)+)", text, re.MULTILINE):
         plain = " ".join(body.split()).replace("``None``", "none").replace("``", "")
         sentence = plain[0].upper() + plain[1:]
         found.update(dict.fromkeys(re.findall(r"``(\w+)``", heads), sentence))
