@@ -7,6 +7,7 @@ import socket
 import socketserver
 import sys
 import textwrap
+import typing
 import wsgiref.simple_server
 import xmlrpc.server
 from collections.abc import Callable, Iterator
@@ -50,14 +51,17 @@ def test_each_setting_has_an_option_with_its_meaning(field: Any) -> None:
         action = next(a for a in verbs[verb]._actions if option in a.option_strings)
         assert action.dest == field.name
         assert action.help and len(action.help) > 20
-    examples = {
-        "workers": ("3", 3),
-        "app_name": ("shop", "shop"),
-        "term": ("now", "now"),
-        "inline": (None, True),
-    }
-    number = field.type in (float, float | None)
-    word, value = examples.get(field.name, ("1.5", 1.5) if number else ("x.txt", "x.txt"))
+    kinds = typing.get_args(field.type) or (field.type,)
+    if bool in kinds:
+        word, value = None, True
+    elif str in kinds:
+        word, value = "x", "x"
+    elif int in kinds:
+        word, value = "3", 3
+    elif float in kinds:
+        word, value = "1.5", 1.5
+    else:
+        word = value = kinds[0]
     options = serve(option, word) if word else serve(option)
     assert options.said == {field.name: value}
     assert getattr(options.settings(), field.name) == value
