@@ -129,6 +129,13 @@ def test_words_that_mean_nothing_are_one_line_with_the_nearest(
     assert sentence in refusal(capsys, *words)
 
 
+def test_peers_are_a_list() -> None:
+    options = serve("--forwarded-from", "10.0.0.0/8, unix", "--access-log")
+    assert options.values["forwarded_from"] == ["10.0.0.0/8", "unix"]
+    assert options.values["access_log"] is True
+    assert serve().values["access_log"] is None
+
+
 def test_a_file_of_options_has_words_lines_and_comments(tmp_path: Path) -> None:
     file = tmp_path / "options"
     file.write_text("""
@@ -567,8 +574,17 @@ def test_streams_are_not_served_from_datagrams() -> None:
 def test_an_option_for_http_is_refused_where_nobody_knows_it() -> None:
     with pytest.raises(Misuse, match="--access-log is nothing for a work function"):
         made(work, access_log="-")
+    with pytest.raises(Misuse, match="--access-log is nothing for PreforkHTTPServer"):
+        made(HTTP, access_log=True)
     with pytest.raises(Misuse, match="--access-log is nothing for Ours, which takes no access_log"):
         made(Ours, access_log="-")
+
+    class Asking(HTTP):
+        access_log = False
+
+    handler = made(Asking, access_log=True).handler
+    assert (handler.access_log, handler.__name__, Asking.access_log) == (True, "Asking", False)
+    assert issubclass(handler, Asking)
 
     class Logging(PreforkTCPServer):
         def __init__(self, address: Any, access_log: str) -> None:

@@ -180,16 +180,34 @@ def _add_serve(parser: _Parser) -> None:
     http = parser.add_argument_group("HTTP and TLS")
     http.add_argument("--certfile", metavar="FILE", help="serve TLS with this certificate")
     http.add_argument("--keyfile", metavar="FILE", help="its key, if it is not in the same file")
-    http.add_argument("--access-log", metavar="FILE", help="one line for each request; - is stdout")
+    http.add_argument(
+        "--access-log",
+        action="store_const",
+        const=True,
+        help="one line for each request, in the log",
+    )
     http.add_argument(
         "--forwarded-from",
         metavar="PEERS",
-        help="who is believed when he says for whom he asks: addresses, with commas between them",
+        type=_peers,
+        help="who is believed when he says for whom he asks: addresses, networks or unix, with "
+        "commas between them",
+    )
+    http.add_argument(
+        "--proxy-protocol-from",
+        metavar="PEERS",
+        type=_peers,
+        help="who begins with a PROXY header, and is believed",
     )
 
 
-KEYWORDS = ("certfile", "keyfile", "access_log", "forwarded_from")
-"""Options that are passed on to the server class, if it knows them."""
+KEYWORDS = ("certfile", "keyfile", "access_log", "forwarded_from", "proxy_protocol_from")
+"""Options that are passed on to the server class, or are attributes of the handler class: of
+whichever knows them."""
+
+
+def _peers(text: str) -> list[str]:
+    return [peer.strip() for peer in text.split(",") if peer.strip()]
 
 
 def _add_settings(parser: _Parser) -> None:

@@ -80,8 +80,10 @@ def recipe(thing: Thing, said: str | None, udp: bool, keywords: Mapping[str, Any
     server: type[Any] | None = None
     handler = None
     if kind == "handler":
-        handler = thing.value
-        server = _for_handler(handler, udp)
+        server = _for_handler(thing.value, udp)
+        its = {name: keywords[name] for name in keywords if hasattr(thing.value, name)}
+        keywords = {name: keywords[name] for name in keywords if name not in its}
+        handler = _with(thing.value, its)
     elif kind == "work":
         handler = thing.value
     elif kind == "server":
@@ -103,6 +105,12 @@ def recipe(thing: Thing, said: str | None, udp: bool, keywords: Mapping[str, Any
     if udp and not made.datagram:
         raise Misuse(f"{thing.name} wants streams, and an address is for udp: ({what})")
     return made
+
+
+def _with(handler: type[Any], said: Mapping[str, Any]) -> type[Any]:
+    """The handler class, with these attributes."""
+    named = {"__module__": handler.__module__, "__qualname__": handler.__qualname__}
+    return type(handler.__name__, (handler,), {**said, **named}) if said else handler
 
 
 def _for_handler(handler: type[Any], udp: bool) -> type[Any]:
