@@ -25,6 +25,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Whoever runs the tests under nohup would have every server ignore the end of its terminal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# And in the background of a script, they would not hear Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 PATIENCE = 20.0  # seconds after which a test gives up; far more than anything should take
 

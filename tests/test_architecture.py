@@ -80,7 +80,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli.serve": {
         *("errors", "forks", "handle", "job", "journal", "launch", "listeners", "logfiles"),
-        *("remote", "settings", "options", "recipe", "target"),
+        *("remote", "settings", "signals", "options", "recipe", "target"),
     },
     "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options"},
     "cli.control": {"options"},
@@ -93,7 +93,7 @@ MAY_CALL = {
     "fork": {"master", "daemon", "cli.serve"},
     "os.kill": {"master", "testing"},
     "os.killpg": set(),
-    "signal.pidfd_send_signal": {"master", "testing", "cli.control"},
+    "signal.pidfd_send_signal": {"master", "testing", "cli.control", "cli.serve"},
     "os.waitpid": {"master", "daemon", "cli.serve"},
     "os._exit": {"master", "handle", "worker", "daemon", "cli.serve"},
     "sys.exit": set(),

@@ -535,13 +535,30 @@ def test_a_daemon_whose_workers_cannot_boot_is_code_3_with_the_traceback(tmp_pat
     assert said.stderr.endswith("giving up: ValueError: a second time\n")
 
 
+@pytest.mark.parametrize("text", ["app = 1", "import os; os._exit(3)"])
+def test_whoever_ignores_the_end_of_children_hears_the_same(tmp_path: Path, text: str) -> None:
+    (tmp_path / "target.py").write_text(text)
+    said = subprocess.run(  # noqa: PLW1510
+        ["sh", "-c", f"trap '' CHLD; exec {sys.executable} -m prefork_server serve target:app"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    code, word = (2, "is a int, which") if "app" in text else (3, "ended: nobody knows how")
+    assert said.returncode == code
+    assert word in said.stderr
+
+
 def test_ctrl_c_during_the_import_is_a_stop(command: Callable[..., Server], tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import os, time; os.write(1, b'loading\\n'); time.sleep(99)")
-    server = command("serve", "slow:app")
-    server.saw("loading")
-    os.killpg(server.pid, signal.SIGINT)
-    assert server.wait() == 0
-    assert "Traceback" not in server.log
+    for tell in (os.kill, os.killpg):
+        server = command("serve", "slow:app")
+        server.saw("loading")
+        tell(server.pid, signal.SIGINT)
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
 
 
 # serve: where and how

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import ConfigError, PreforkError
 from ..forks import fork
@@ -28,6 +28,7 @@ from ..listeners import BACKLOG, Address, Listener, distinct, is_deaf, listen, p
 from ..logfiles import flush_streams, logger_named
 from ..remote import Remote
 from ..settings import Settings
+from ..signals import all_blocked
 from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe
 from .target import LoadError, Target, users_traceback
@@ -153,15 +154,12 @@ def _ask_a_child(find: Callable[[], Recipe], seconds: float) -> dict[str, Any]:
     flush_streams()  # what is in a buffer now would be written twice
     heard, said = os.pipe()
     with open(heard, "rb") as pipe:
-        try:
+        with all_blocked() as mask:  # a Ctrl-C in a function that runs at forks would be lost
             child = fork()
             if child == 0:
-                _answer(find, said, seconds)
-        finally:
+                _answer(find, said, seconds, mask)
             os.close(said)
-        status: int | None = None
-        with suppress(ChildProcessError):  # where SIGCHLD is ignored the system reaps it
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = _end_of(child)
         # What the import has started may hold the other end: there may be no end-of-file.
         os.set_blocking(heard, False)
         words = pipe.read() or b""
@@ -176,9 +174,29 @@ def _ask_a_child(find: Callable[[], Recipe], seconds: float) -> dict[str, Any]:
     return told
 
 
-def _answer(find: Callable[[], Recipe], said: int, seconds: float) -> None:
+def _end_of(child: int) -> int | None:
+    """Wait for it; None if it is not known how it ended."""
+    try:
+        pidfd = os.pidfd_open(child)
+    except ProcessLookupError:  # where SIGCHLD is ignored the system reaps it
+        return None
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError:
+        return None
+    except KeyboardInterrupt:
+        with suppress(ProcessLookupError, ChildProcessError):  # it may be reaped already
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(child, 0)
+        raise
+    finally:
+        os.close(pidfd)
+
+
+def _answer(find: Callable[[], Recipe], said: int, seconds: float, mask: set[int]) -> NoReturn:
     """In the child, which never comes back."""
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # Wherever the import hangs, and whoever dies meanwhile.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds)
