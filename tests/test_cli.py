@@ -538,10 +538,10 @@ def test_two_arguments_are_a_wsgi_application(value: Any) -> None:
         (nothing, r"nothing that can be served.*; a factory is called by module:factory\(\)"),
         (three, "nothing that can be served"),
         (OneArgument, "nothing that can be served"),
-        (None, "is a NoneType, which cannot be served"),
-        ({}, "is a dict, which cannot be served"),
+        (None, "is of type NoneType, and cannot be served"),
+        ({}, "is of type dict, and cannot be served"),
         (socketserver.BaseServer(("", 0), Plain), "give its class, or `prefork-server run`"),
-        (inspect, "is a module, which cannot be served"),
+        (inspect, "is of type module, and cannot be served"),
     ],
 )
 def test_what_cannot_be_served_is_told_with_what_would(value: Any, sentence: str) -> None:

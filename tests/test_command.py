@@ -481,7 +481,7 @@ def test_it_ends_with_0_when_it_was_asked_to(command: Callable[..., Server]) -> 
         (["things:Echo", "-b", "80"], "write host:port, as in 127.0.0.1:9000"),
         (["things:Echo", "--chdir", "/nowhere"], "--chdir /nowhere: No such file or directory"),
         (["things:Echo", "-X", "-D"], "--inline is for the foreground"),
-        (["things:sys"], "things:sys is a module, which cannot be served"),
+        (["things:sys"], "things:sys is of type module, and cannot be served"),
         (["things:work", "-b", "udp:127.0.0.1:0"], "wants streams"),
         (["things:work", "--certfile", "x"], "--certfile is nothing for a work function"),
         (["things:Echo", "--log-path", "/nowhere/x"], "log_path /nowhere/x: No such file"),
@@ -535,18 +535,28 @@ def test_a_daemon_whose_workers_cannot_boot_is_code_3_with_the_traceback(tmp_pat
     assert said.stderr.endswith("giving up: ValueError: a second time\n")
 
 
+IGNORING = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("text", ["app = 1", "import os; os._exit(3)"])
 def test_whoever_ignores_the_end_of_children_hears_the_same(tmp_path: Path, text: str) -> None:
     (tmp_path / "target.py").write_text(text)
     said = subprocess.run(  # noqa: PLW1510
-        ["sh", "-c", f"trap '' CHLD; exec {sys.executable} -m prefork_server serve target:app"],
+        [
+            *(sys.executable, "-c", IGNORING),
+            *(sys.executable, "-m", "prefork_server", "serve", "target:app"),
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
-    code, word = (2, "is a int, which") if "app" in text else (3, "ended: nobody knows how")
+    code, word = (2, "is of type int, and") if "app" in text else (3, "ended: nobody knows how")
     assert said.returncode == code
     assert word in said.stderr
 

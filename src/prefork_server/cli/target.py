@@ -164,7 +164,7 @@ class Thing:
             extra = ""
             if isinstance(value, socketserver.BaseServer):
                 extra = ": give its class, or `prefork-server run` the program"
-            raise Misuse(f"{name} is a {type(value).__name__}, which cannot be served{extra}")
+            raise Misuse(f"{name} is of type {type(value).__name__}, and cannot be served{extra}")
         bases = {"handler": socketserver.BaseRequestHandler, "server": socketserver.BaseServer}
         for kind, base in bases.items():
             is_one = isinstance(value, type) and issubclass(value, base)
