@@ -41,9 +41,15 @@ from prefork_server import *
 
 os.write(1, b"imported by %d\\n" % os.getpid())
 
-class Echo(socketserver.BaseRequestHandler):
+class Greeter(socketserver.BaseRequestHandler):
     def handle(self):
         self.request.sendall(b"%d" % os.getpid())
+
+class Echo(Greeter):
+    def handle(self):
+        while self.request.recv(100):
+            pass
+        super().handle()
 
 class Held(socketserver.StreamRequestHandler):
     def handle(self):
@@ -91,6 +97,8 @@ class Stopping(PreforkTCPServer):
 
 class Stop(socketserver.BaseRequestHandler):
     def handle(self):
+        while self.request.recv(100):
+            pass
         self.server.shutdown()
         self.request.sendall(b"%d" % os.getpid())
 
@@ -101,6 +109,8 @@ class Itself(socketserver.TCPServer):
 def work(master):
     for connection, peer in master.connections():
         with connection:
+            while connection.recv(100):
+                pass
             connection.sendall(b"%d" % os.getpid())
 
 def table(master):
@@ -222,6 +232,7 @@ def test_several_addresses_are_served_and_a_path_is_removed(
     port = int(server.saw(r"listening on unix:\S+/x\.sock, \[::1\]:(\d+)")[0][1])
     assert int(server.ask(b"")) in server.workers()
     with socket.create_connection(("::1", port), PATIENCE) as client:
+        client.shutdown(socket.SHUT_WR)
         assert int(read_all(client)) in server.workers()
     assert server.quit() == 0
     assert not path.exists()
@@ -275,7 +286,7 @@ def test_a_server_class_may_wrap_its_socket_for_tls(
 
         class Secure(socketserver.TCPServer):
             def __init__(self, address):
-                super().__init__(address, Echo)
+                super().__init__(address, Greeter)
                 context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
                 context.load_cert_chain("pem")
                 self.socket = context.wrap_socket(self.socket, server_side=True)
@@ -616,6 +627,7 @@ def test_a_daemon_is_started_and_stopped_by_its_pid_file(tmp_path: Path) -> None
     assert "serves things:Echo" in (tmp_path / "things.log").read_text()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "x"))
+        client.shutdown(socket.SHUT_WR)
         assert int(read_all(client)) != pid
     said = ended(tmp_path, "stop", "x.pid")
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
