@@ -75,7 +75,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.options": {"__version__", "errors", "settings"},
     "cli.target": {"errors", "options"},
     "cli.recipe": {
-        *("listeners", "mixin", "remote", "servers", "settings", "http"),
+        *("errors", "listeners", "mixin", "remote", "servers", "settings", "http"),
         *("options", "target"),
     },
     "cli.serve": {

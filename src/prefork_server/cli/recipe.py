@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ConfigError
 from ..listeners import Listener
 from ..mixin import PreforkMixIn
 from ..remote import Remote
@@ -46,8 +47,14 @@ class Recipe:
         said = vars(settings)["_said"]
         return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in said.items()}
 
+    def try_out(self) -> None:
+        """Make one of our own classes, and bind nothing: it looks at its keywords, and at the
+        files they name. What a class of the user's would do, nobody knows. Raises ConfigError."""
+        if self.server and self.kind != "server":
+            self.server(["127.0.0.1:0"], self.handler, False, **self.keywords).server_close()
+
     def make(self, listeners: Sequence[Listener], settings: Settings, remote: Remote) -> Any:
-        """The server, on these sockets. Raises LoadError, and Misuse."""
+        """The server, on these sockets. Raises LoadError, and ConfigError."""
         served = _around(self.server, listeners, settings)  # type: ignore[arg-type]
         address = _as_written(listeners, several=hasattr(served, "_prefork_inherited"))
         try:
@@ -60,9 +67,9 @@ class Recipe:
                     "must bind by the server_bind() of socketserver.TCPServer, when it is made"
                 )
             server._prefork_first()  # one for TLS is taken apart
-        except Misuse:
-            raise
         except Exception as error:  # user code: the constructor
+            if isinstance(error, ConfigError) and (self.kind != "server" or type(error) is Misuse):
+                raise
             last = f"{type(error).__name__}: {error}"
             text = f"cannot make a server of {self.name}: {last}"
             raise LoadError(text, users_traceback(error)) from error

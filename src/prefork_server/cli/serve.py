@@ -138,6 +138,8 @@ def serve(options: Options) -> None:
 
 
 def _told(made: Recipe) -> dict[str, Any]:
+    """What the master has to know of it. Raises ConfigError."""
+    made.try_out()
     return {
         "words": str(made),
         "kind": made.kind,
