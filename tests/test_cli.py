@@ -256,6 +256,8 @@ def test_an_inherited_descriptor_must_be_a_socket_that_listens(tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as listening:
         (bind,) = binds([f"fd://{listening.fileno()}"])
         assert (bind.fd, bind.udp) == (listening.fileno(), False)
+        with pytest.raises(Misuse, match="each socket may be given once"):
+            binds([bind.text, bind.text])
 
 
 # Targets

@@ -399,6 +399,7 @@ BROKEN = {
     "def f():\n    raise ValueError('mine')\nf()": "ValueError: mine",
     "import os; os._exit(5)": "the process that was to load the target ended: exit code 5",
     "import os; os.abort()": "the process that was to load the target ended: killed by SIGABRT",
+    "raise ValueError('ü' * 100000)": "ValueError: ü{100000}",
     "import time; time.sleep(1000)": r"was not loaded after 0.5s \(boot_timeout\)",
 }
 
@@ -408,7 +409,7 @@ BROKEN = {
 def test_a_target_that_cannot_be_imported_is_told_once_and_nothing_is_bound(
     tmp_path: Path, text: str, extra: list[str]
 ) -> None:
-    (tmp_path / "broken.py").write_text(text)
+    (tmp_path / "broken.py").write_text(text, encoding="utf-8")
     path = tmp_path / "x.sock"
     words = ("broken:app", "-b", f"unix:{path}", "--boot-timeout", "0.5", *extra)
     said = ended(tmp_path, "serve", *words)

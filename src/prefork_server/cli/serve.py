@@ -33,8 +33,6 @@ from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe
 from .target import LoadError, Target, users_traceback
 
-_LONGEST = 8000  # characters of a traceback: it has to fit into a pipe, escaped
-
 
 @dataclass(frozen=True)
 class Bind:
@@ -96,6 +94,9 @@ def binds(texts: Sequence[str]) -> list[Bind]:
     found = [Bind.parse(text) for text in texts]
     addresses = iter(distinct(bind.address for bind in found if bind.address))
     found = [replace(bind, address=next(addresses)) if bind.address else bind for bind in found]
+    inherited = [bind.fd for bind in found if bind.address is None]
+    if len(set(inherited)) < len(inherited):
+        raise Misuse(f"each socket may be given once: {', '.join(bind.text for bind in found)}")
     if len({bind.udp for bind in found if bind.address}) > 1:
         raise Misuse("a server has streams or datagrams: all addresses are udp:, or none is")
     return found
@@ -104,13 +105,13 @@ def binds(texts: Sequence[str]) -> list[Bind]:
 def serve(options: Options) -> None:
     """Returns when the server has stopped, or runs as a daemon. Raises a PreforkError."""
     values = options.values
-    if values["chdir"]:
-        try:
-            os.chdir(values["chdir"])
-        except OSError as error:
-            raise Misuse(f"--chdir {values['chdir']}: {error.strerror}") from error
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    try:
+        os.chdir(values["chdir"] or ".")
+        directory = os.getcwd()
+    except OSError as error:
+        raise Misuse(f"--chdir {values['chdir'] or '.'}: {error.strerror}") from error
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
     target = Target.parse(values["target"])
     settings = options.settings()  # those of the class come later; what is wrong is told now
     if settings.inline and values["daemon"]:
@@ -154,17 +155,14 @@ def _ask_a_child(find: Callable[[], Recipe], seconds: float) -> dict[str, Any]:
     Raises what ``find`` raises, and LoadError if it takes too long or dies.
     """
     flush_streams()  # what is in a buffer now would be written twice
-    heard, said = os.pipe()
-    with open(heard, "rb") as pipe:
+    # No pipe: it may be full, and what the import has started may hold its other end.
+    with open(os.memfd_create("prefork-target"), "r+b") as paper:
         with all_blocked() as mask:  # a Ctrl-C in a function that runs at forks would be lost
             child = fork()
             if child == 0:
-                _answer(find, said, seconds, mask)
-            os.close(said)
+                _answer(find, paper.fileno(), seconds, mask)
         status = _end_of(child)
-        # What the import has started may hold the other end: there may be no end-of-file.
-        os.set_blocking(heard, False)
-        words = pipe.read() or b""
+        words = paper.read()
     if status == -signal.SIGALRM:
         raise LoadError(f"the target was not loaded after {seconds:g}s (boot_timeout)")
     if not words:
@@ -195,7 +193,7 @@ def _end_of(child: int) -> int | None:
         os.close(pidfd)
 
 
-def _answer(find: Callable[[], Recipe], said: int, seconds: float, mask: set[int]) -> NoReturn:
+def _answer(find: Callable[[], Recipe], paper: int, seconds: float, mask: set[int]) -> NoReturn:
     """In the child, which never comes back."""
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -205,10 +203,9 @@ def _answer(find: Callable[[], Recipe], said: int, seconds: float, mask: set[int
         try:
             told = _told(find())
         except PreforkError as error:
-            report = getattr(error, "report", "")[-_LONGEST:]
-            misuse = isinstance(error, ConfigError)
-            told = {"error": str(error)[-_LONGEST:], "report": report, "misuse": misuse}
-        os.write(said, json.dumps(told).encode())
+            report, misuse = getattr(error, "report", ""), isinstance(error, ConfigError)
+            told = {"error": str(error), "report": report, "misuse": misuse}
+        os.pwrite(paper, json.dumps(told).encode(), 0)
     finally:
         flush_streams()
         os._exit(0)
