@@ -124,7 +124,7 @@ WIDE = {
     "http.visit": {"resume"},
     "cli.target": {"load"},
     "cli.recipe": {"make"},
-    "cli.serve": {"boot"},
+    "cli.serve": {"_answer", "boot"},
     "cli.program": {"run"},
 }
 

@@ -435,6 +435,18 @@ load()
 """
 
 
+def test_a_thing_that_objects_to_being_looked_at_is_told_with_its_frames(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(
+        "class Odd:\n    @property\n    def __signature__(self):\n        return 1 / 0\n"
+        "    def __call__(self): pass\napp = Odd()"
+    )
+    said = ended(tmp_path, "serve", "odd:app")
+    assert said.returncode == 3
+    assert said.stderr.endswith("cannot tell what it is: ZeroDivisionError: division by zero\n")
+    assert said.stderr.count('odd.py", line 4') == 1
+    assert str(ROOT / "src") not in said.stderr
+
+
 def test_an_import_that_fails_in_the_workers_alone_ends_it_with_one_traceback(
     command: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -812,6 +824,27 @@ def test_a_program_that_serves_in_a_thread_is_stopped_by_its_shutdown(start: Sta
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_a_shutdown_that_came_before_is_heard_as_ever(start: Starter) -> None:
+    server = program(
+        start,
+        """
+        import socketserver, threading
+        server = socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        thread = threading.Thread(target=server.shutdown)
+        thread.start()
+        while not vars(server)["_BaseServer__shutdown_request"]:
+            pass
+        server.serve_forever()
+        thread.join()
+        server.server_close()
+        print("over", flush=True)
+        """,
+    )
+    server.saw("^over$")
+    assert server.wait() == 0
+    assert server.count("forked$") == 0
 
 
 def test_a_second_server_of_a_program_is_refused(start: Starter) -> None:

@@ -168,9 +168,10 @@ def _ask_a_child(find: Callable[[], Recipe], seconds: float) -> dict[str, Any]:
     if not words:
         raise LoadError(f"the process that was to load the target ended: {_ending(status)}")
     told: dict[str, Any] = json.loads(words)
+    if "misuse" in told:
+        raise Misuse(told["misuse"])
     if "error" in told:
-        kind = Misuse if told["misuse"] else LoadError
-        raise kind(told["error"]) if kind is Misuse else LoadError(told["error"], told["report"])
+        raise LoadError(told["error"], told["report"])
     return told
 
 
@@ -202,9 +203,13 @@ def _answer(find: Callable[[], Recipe], paper: int, seconds: float, mask: set[in
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             told = _told(find())
-        except PreforkError as error:
-            report, misuse = getattr(error, "report", ""), isinstance(error, ConfigError)
-            told = {"error": str(error), "report": report, "misuse": misuse}
+        except ConfigError as error:
+            told = {"misuse": str(error)}
+        except LoadError as error:
+            told = {"error": str(error), "report": error.report}
+        except Exception as error:  # user code: a class may object to being looked at
+            last = f"{type(error).__name__}: {error}"
+            told = {"error": f"cannot tell what it is: {last}", "report": users_traceback(error)}
         os.pwrite(paper, json.dumps(told).encode(), 0)
     finally:
         flush_streams()
