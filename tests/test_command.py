@@ -90,6 +90,10 @@ class Ours(PreforkTCPServer):
         super().__init__(address, Echo)
     def after_fork(self, master):
         os.write(1, b"after_fork in %d of %d\\n" % (os.getpid(), master.pid))
+    def before_fork(self):
+        os.write(1, b"a hook of the master's\\n")
+    def ready(self, addresses):
+        os.write(1, b"a hook of the master's\\n")
 
 class Stopping(PreforkTCPServer):
     def __init__(self, address):
@@ -249,6 +253,7 @@ def test_the_class_says_how_many_and_the_options_win(command: Callable[..., Serv
     server = command("serve", "things:Ours", "-b", "127.0.0.1:0").all_ready(2)
     server.saw(rf"after_fork in \d+ of {server.pid}", times=2)
     assert server.quit() == 0
+    assert server.count("a hook of the master's") == 0
     assert server.count("forked$") == 2
     server = command("serve", "things:Ours", "-b", "127.0.0.1:0", "-w", "1").all_ready(1)
     assert server.quit() == 0
