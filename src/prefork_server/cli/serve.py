@@ -157,11 +157,7 @@ def _ask_a_child(find: Callable[[], Recipe], seconds: float) -> dict[str, Any]:
     flush_streams()  # what is in a buffer now would be written twice
     # No pipe: it may be full, and what the import has started may hold its other end.
     with open(os.memfd_create("prefork-target"), "r+b") as paper:
-        with all_blocked() as mask:  # a Ctrl-C in a function that runs at forks would be lost
-            child = fork()
-            if child == 0:
-                _answer(find, paper.fileno(), seconds, mask)
-        status = _end_of(child)
+        status = _in_child(lambda mask: _answer(find, paper.fileno(), seconds, mask))
         words = paper.read()
     if status == -signal.SIGALRM:
         raise LoadError(f"the target was not loaded after {seconds:g}s (boot_timeout)")
@@ -175,23 +171,27 @@ def _ask_a_child(find: Callable[[], Recipe], seconds: float) -> dict[str, Any]:
     return told
 
 
-def _end_of(child: int) -> int | None:
-    """Wait for it; None if it is not known how it ended."""
+def _in_child(answer: Callable[[set[int]], NoReturn]) -> int | None:
+    """Wait for its end, and return its exit code; None if nobody knows. A Ctrl-C ends it, too."""
+    pidfd = -1
     try:
-        pidfd = os.pidfd_open(child)
-    except ProcessLookupError:  # where SIGCHLD is ignored the system reaps it
-        return None
-    try:
+        with all_blocked() as mask:  # a Ctrl-C in a function that runs at forks would be lost
+            child = fork()
+            if child == 0:
+                answer(mask)
+            with suppress(ProcessLookupError):  # where SIGCHLD is ignored the system reaps it
+                pidfd = os.pidfd_open(child)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except ChildProcessError:
         return None
     except KeyboardInterrupt:
-        with suppress(ProcessLookupError, ChildProcessError):  # it may be reaped already
+        with suppress(OSError):  # there is none yet, or it is reaped already
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.waitpid(child, 0)
         raise
     finally:
-        os.close(pidfd)
+        if pidfd >= 0:
+            os.close(pidfd)
 
 
 def _answer(find: Callable[[], Recipe], paper: int, seconds: float, mask: set[int]) -> NoReturn:
