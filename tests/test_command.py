@@ -416,7 +416,8 @@ def test_a_target_that_cannot_be_imported_is_told_once_and_nothing_is_bound(
 ) -> None:
     (tmp_path / "broken.py").write_text(text, encoding="utf-8")
     path = tmp_path / "x.sock"
-    words = ("broken:app", "-b", f"unix:{path}", "--boot-timeout", "0.5", *extra)
+    patience = "0.5" if "sleep" in text else "60"
+    words = ("broken:app", "-b", f"unix:{path}", "--boot-timeout", patience, *extra)
     said = ended(tmp_path, "serve", *words)
     assert said.returncode == 3
     assert re.search(BROKEN[text], said.stderr.splitlines()[-1]), said.stderr
