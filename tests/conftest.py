@@ -15,7 +15,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Whoever runs the tests under nohup would have every server ignore the end of its terminal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# And in the background of a script, they would not hear Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 PATIENCE = 20.0  # seconds after which a test gives up; far more than anything should take
 
@@ -96,6 +99,7 @@ class Server:
         stdin: int = subprocess.DEVNULL,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.gone, writer = os.pipe()  # end-of-file here: every descendant is gone
         self.expected_errors: list[str] = []
@@ -106,7 +110,7 @@ class Server:
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[writer],
+            pass_fds=[writer, *pass_fds],
             start_new_session=True,
             cwd=cwd,
             env={**(os.environ if env is None else env), "PYTHONPATH": str(ROOT / "src")},

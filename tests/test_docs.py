@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from prefork_server import (
     PreforkTCPServer,
     Settings,
 )
+from prefork_server.cli.options import parse, parsers
 from prefork_server.master import HEARD
 
 from .conftest import PATIENCE, Starter, alive, children, eventually, unmeasured
@@ -122,6 +124,32 @@ def test_the_table_of_limits_has_every_limit_of_the_handler_with_its_default() -
         f"limits.{name}": value for name, value in HTTPRequestHandler.limits._asdict().items()
     }
     assert table == numbers | limits
+
+
+def test_the_page_on_the_command_has_every_option() -> None:
+    text = page("command.md")
+    _, verbs = parsers()
+    settings = {f"--{field.name.replace('_', '-')}" for field in fields(Settings)}
+    said = {
+        verb: set(re.findall(r"`(--?[\w-]+)`", section))
+        for section in re.split(r"^## ", text, flags=re.MULTILINE)
+        for verb in ("serve", "run", "stop", "Settings")
+        if section.startswith(verb)
+    }
+    for verb in ("serve", "run", "stop"):
+        ours = set(verbs[verb].words()) - {"-h", "--help", "-m"}
+        everywhere = said["Settings"] | settings if verb != "stop" else set()
+        assert ours - everywhere == said[verb] - everywhere - {"-m"}, verb
+    assert said["Settings"] <= set(verbs["run"].words())
+    codes = {row[0].strip("`") for row in rows(text)}
+    assert codes == {str(code) for code in range(5)}
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    commands = re.findall(r"^    prefork-server (.*)$", page("command.md"), re.MULTILINE)
+    assert [parse(shlex.split(command), {}).verb for command in commands] == [
+        *("serve", "serve", "serve", "serve", "run", "run", "stop")
+    ]
 
 
 # Programs

@@ -11,6 +11,7 @@ import pytest
 
 from prefork_server.plan import Death, Plan, WorkerHandle
 from prefork_server.pool import Pool
+from prefork_server.reasons import why_retired
 from prefork_server.scoreboard import (
     ASKS_STOP,
     DEADLINE,
@@ -1052,7 +1053,7 @@ def test_one_that_is_due_says_why_it_goes() -> None:
     pool.board.set(2, MEMORY, 312 << 20)
     pool.board.set(3, DUE, -1)
     pool.board.set(3, REQUESTS, -1)
-    said = [pool.why_retired(worker_in(pool, slot)) for slot in (1, 2, 3, 4)]
+    said = [why_retired(pool, worker_in(pool, slot)) for slot in (1, 2, 3, 4)]
     assert said == [
         "served 1043 requests, replaced",
         "holds 312 MiB, replaced",
@@ -1060,7 +1061,7 @@ def test_one_that_is_due_says_why_it_goes() -> None:
         "no longer wanted",
     ]
     reload(pool, at=1)
-    assert pool.why_retired(worker_in(pool, 4)) == "replaced"
+    assert why_retired(pool, worker_in(pool, 4)) == "replaced"
 
 
 def test_a_reload_replaces_one_after_the_other_and_then_serves() -> None:

@@ -46,6 +46,8 @@ from prefork_server.settings import settle
         ({"umask": 0o1000}, "umask must be a number, 0 to 0o777, not 512"),
         ({"umask": 22}, "umask 22 is 0o26: write 0o22 if that is meant"),
         ({"inline": True, "user": "www"}, "user, group and umask are for workers"),
+        ({"term": "later"}, "term must be 'now' or 'graceful', not 'later'"),
+        ({"term": None}, "term must be 'now' or 'graceful', not None"),
         ({"workrs": 4}, "there is no setting workrs: did you mean workers?"),
         ({"time_out": 4}, "there is no setting time_out: did you mean timeout?"),
         ({"xyzzy": 4}, "there is no setting xyzzy: there are workers, timeout, boot_timeout"),

@@ -199,6 +199,49 @@ def test_a_second_signal_hurries_a_slow_stop(start: Starter, second: int) -> Non
     assert server.count("forked") == 2
 
 
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_term_is_graceful_where_it_is_said_and_a_second_one_hurries(
+    start: Starter, second: int
+) -> None:
+    server = start(HELD + '    serve(Held, workers=2, term="graceful")').ready()
+    with hold(server) as client:
+        server.signal(signal.SIGTERM)
+        server.saw("SIGTERM: stopping 2 workers gracefully")
+        server.saw("reaped: exit code 0")
+        client.sendall(b"go")
+        assert read_all(client) == b"held"
+    assert server.wait() == 0
+
+    server = start(HELD + '    serve(Held, workers=2, term="graceful")').ready()
+    with hold(server) as client:
+        server.signal(signal.SIGTERM)
+        server.saw("reaped: exit code 0")
+        server.signal(second)
+        assert read_all(client) == b""
+    server.saw("stopping 1 workers now")
+    server.saw("INFO .*reaped: killed by SIGKILL;")  # by us, and no error
+    assert server.wait() == 0
+
+
+def test_term_to_all_processes_loses_nobody_where_it_is_graceful(start: Starter) -> None:
+    # As systemd sends it, unless told otherwise.
+    server = start(HELD + '    serve(Held, workers=2, term="graceful")').all_ready(2)
+    with ExitStack() as stack:
+        held = [stack.enter_context(hold(server)) for _ in range(2)]
+        queue = [stack.enter_context(server.connect()) for _ in range(20)]
+        for client in queue:
+            client.sendall(b"queued")
+            client.shutdown(socket.SHUT_WR)
+        os.killpg(server.pid, signal.SIGTERM)
+        server.saw("SIGTERM: stopping 2 workers gracefully")
+        for client in held:
+            client.sendall(b"go")
+            assert read_all(client) == b"held"
+        for client in queue:
+            assert read_all(client).endswith(b"queued")
+    assert server.wait() == 0
+
+
 def test_a_worker_that_blocks_term_is_killed_a_second_later(start: Starter) -> None:
     server = start("""
         def work(master):

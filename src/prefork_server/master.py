@@ -27,6 +27,7 @@ from .pidfile import Claim
 from .plan import Death, Plan, WorkerHandle
 from .pool import Pool
 from .reaper import reaped
+from .reasons import company, why_killed, why_retired
 from .remote import Remote
 from .reports import Reports
 from .rotation import Rotation
@@ -57,6 +58,7 @@ class Master:
 
     def __init__(self, job: Job, remote: Remote, claim: Claim) -> None:
         self._job = job
+        self._gently = job.settings.term == "graceful"
         self._remote = remote
         self._claim = claim
         self._pid = os.getpid()
@@ -220,18 +222,20 @@ class Master:
             self._pool.killed(worker)
             self._journal.kill(
                 worker,
-                self._fault(worker, now_ns),
-                self._company(worker, now_ns),
+                why_killed(self._pool, worker, now_ns),
+                company(self._pool, worker, now_ns),
                 self._reports.read(worker.slot),
                 self._tried_again(worker, now_ns),
             )
             self._signal(worker, signal.SIGKILL)
         for worker in plan.end:
             self._pool.told_to_end(worker, now_ns)
-            self._signal(worker, signal.SIGTERM)
+            if self._gently:  # workers hear TERM as QUIT: this is not meant
+                self._pool.killed(worker)
+            self._signal(worker, signal.SIGKILL if self._gently else signal.SIGTERM)
         for worker in plan.retire:
             if not self._pool.stopping:
-                why = self._pool.why_retired(worker)
+                why = why_retired(self._pool, worker)
                 self._say(logging.INFO, "retiring", worker, "%s, retiring", why)
             self._pool.told_to_retire(worker, now_ns)
             # The scoreboard says what is wanted of it; this only wakes it up.
@@ -249,29 +253,6 @@ class Master:
         count, generation = sum(not w.retiring for w in self._pool), self._pool.generation
         message = "SIGHUP: reloading %d workers, generation %d"
         self._say(logging.INFO, "reloading", None, message, count, generation)
-
-    def _fault(self, worker: WorkerHandle, now_ns: int) -> str:
-        """Why it is killed."""
-        settings = self._job.settings
-        if worker.ending and worker.kill_ns <= now_ns:
-            fault = "not gone after TERM"
-        elif worker.kill_ns <= now_ns:
-            fault = f"not gone {settings.graceful_timeout:g}s after it was told to"
-        elif not self._pool.ready(worker):
-            fault = f"not ready for more than {settings.boot_timeout:g}s"
-        elif settings.timeout is None:
-            fault = "silent for longer than it announced"
-        else:
-            fault = f"silent for more than {settings.timeout:g}s"
-        return fault
-
-    def _company(self, worker: WorkerHandle, now_ns: int) -> str:
-        """Whom it was serving, and for how long."""
-        since_ns = self._board.get(worker.slot, SINCE)
-        if not since_ns:
-            return ""
-        busy = max(0, now_ns - since_ns) / SECOND
-        return f"; {busy:.1f}s with {self._board.peer(worker.slot) or 'a client'}"
 
     def _signal(self, worker: WorkerHandle, signum: int) -> None:
         with suppress(ProcessLookupError):  # it died first: _reap will find it
@@ -351,6 +332,8 @@ class Master:
                 self._upgrade.begin(time.monotonic_ns(), self._announced and not pool.stopping)
             case signal.SIGHUP if not self._terminal.was_closed(time.monotonic_ns()):
                 pool.reload_asked = True
+            case signal.SIGTERM if self._gently and not pool.stopping:
+                self._stop("SIGTERM", hurry=False)
             case signal.SIGQUIT | signal.SIGHUP:
                 self._stop(signal.Signals(signum).name, hurry=False)
             case signal.SIGTERM | signal.SIGINT:

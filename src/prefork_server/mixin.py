@@ -96,13 +96,19 @@ class PreforkMixIn(_Base):
         # Of datagram servers it would let two have one port.
         stream = self.socket_type == socket.SOCK_STREAM
         for name, value in (("request_queue_size", BACKLOG), ("allow_reuse_address", stream)):
-            if not any(
-                name in vars(c) for c in type(self).__mro__ if c.__module__ != "socketserver"
-            ):
+            if not self._prefork_means(name):
                 setattr(self, name, value)
         super().__init__(*args, **kwargs)
+        self._prefork_answer_to(self._prefork_remote)
+
+    def _prefork_means(self, name: str) -> bool:
+        """Whether a class that is not the standard library's says something of this."""
+        return any(name in vars(c) for c in type(self).__mro__ if c.__module__ != "socketserver")
+
+    def _prefork_answer_to(self, remote: Remote) -> None:
+        self._prefork_remote = remote
         # Some call the shutdown() of their base by its full name, past ours: there it waits.
-        vars(self)["_BaseServer__is_shut_down"] = _ShutDownByName(self._prefork_remote)
+        vars(self)["_BaseServer__is_shut_down"] = _ShutDownByName(remote)
 
     def server_bind(self) -> None:
         """Bind as the class does; after an upgrade, take over what the old master left."""

@@ -20,13 +20,11 @@ from .scoreboard import (
     DRAIN_ONCE,
     DUE,
     LEAVING,
-    MEMORY,
     NEVER,
     READY,
     REQUESTS,
     RETIRE,
     SECOND,
-    TOO_LARGE,
     WISH,
     Scoreboard,
     in_ns,
@@ -281,16 +279,6 @@ class Pool:
             return 0
         older = [w for w in self._workers.values() if w.generation < self.generation]
         return max((w.generation for w in older if self.ready(w) and not w.retiring), default=0)
-
-    def why_retired(self, worker: WorkerHandle) -> str:
-        due = self.board.get(worker.slot, DUE)
-        if worker.generation < self.generation:
-            return "replaced"
-        if due == TOO_LARGE:
-            return f"holds {max(0, self.board.get(worker.slot, MEMORY)) >> 20} MiB, replaced"
-        if due:
-            return f"served {max(0, self.board.get(worker.slot, REQUESTS))} requests, replaced"
-        return "no longer wanted"
 
     # What happened
 

@@ -47,6 +47,7 @@ class _OwnServer(PreforkMixIn):
     address_family: int
     allow_reuse_port: bool
     server_address: Any
+    _prefork_inherited: Sequence[Listener] = ()  # ``socket`` is a copy of the first one
 
     def __init__(
         self,
@@ -118,6 +119,10 @@ class _OwnServer(PreforkMixIn):
 
         Raises BindError; an address in use is tried for 2 s.
         """
+        if self._prefork_inherited:
+            self._prefork_more = list(self._prefork_inherited[1:])
+            self.server_address = self.socket.getsockname()
+            return
         first, *others = self._prefork_addresses
         if self.server_address != first.name:  # changed between the making and this
             first, *others = distinct([self._prefork_checked(self.server_address), *others])

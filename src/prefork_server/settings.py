@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, TypeAlias, TypedDict, Unpack, final
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, final
 
 from .errors import ConfigError
 
@@ -47,6 +47,7 @@ class SettingsKeywords(TypedDict, total=False):
     user: str | int | None
     group: str | int | None
     umask: int | None
+    term: Literal["now", "graceful"]
     inline: bool
 
 
@@ -91,6 +92,9 @@ class Settings:
         user's. The master stays what it is; log files and UNIX sockets are given to them.
     ``umask``
         that of the workers, 0 to 0o777. ``None``: the one there is.
+    ``term``
+        what TERM means: ``"now"``, or ``"graceful"``, as whoever runs containers and
+        services means it. A second one hurries.
     ``inline``
         for a debugger or a profiler: one worker, in this process, with no fork and no
         ``timeout``.
@@ -118,6 +122,7 @@ class Settings:
     user: str | int | None = None
     group: str | int | None = None
     umask: int | None = None
+    term: Literal["now", "graceful"] = "now"
     inline: bool = False
 
     def __init__(self, **said: Unpack[SettingsKeywords]) -> None:
@@ -151,6 +156,19 @@ class Settings:
                 self._check_seconds(name, "; None means never")
         for name in ("boot_timeout", "graceful_timeout"):
             self._check_seconds(name, "")
+        self._check_wear()
+        name = self.app_name
+        if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
+            raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")
+        if self.term not in ("now", "graceful"):
+            raise ConfigError(f"term must be 'now' or 'graceful', not {self.term!r}")
+        if type(self.inline) is not bool:
+            raise ConfigError(f"inline must be True or False, not {self.inline!r}")
+        for setting in _PATHS:
+            self._check_path(setting)
+        self._check_identity()
+
+    def _check_wear(self) -> None:
         requests, memory = self.max_requests, self.max_worker_memory
         if type(requests) is not int or not 0 <= requests <= _MOST:
             raise ConfigError(
@@ -161,14 +179,6 @@ class Settings:
                 f"max_worker_memory must be a whole number of bytes, 1 to {_MOST}, or None, "
                 f"not {memory!r}"
             )
-        name = self.app_name
-        if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
-            raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")
-        if type(self.inline) is not bool:
-            raise ConfigError(f"inline must be True or False, not {self.inline!r}")
-        for setting in _PATHS:
-            self._check_path(setting)
-        self._check_identity()
 
     def _check_identity(self) -> None:
         for name in ("user", "group"):

@@ -54,7 +54,9 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     stand_here(master)
     for signum in _NOT_FOR_WORKERS:
         signal.signal(signum, nothing)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # systemd sends it to all processes of a service, unless told otherwise.
+    graceful = job.settings.term == "graceful"
+    signal.signal(signal.SIGTERM, master._go if graceful else signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, master._go)
     signal.signal(ORPHANED, master._orphaned)
     signal.set_wakeup_fd(bell.rope, warn_on_full_buffer=False)

@@ -64,6 +64,9 @@ class HTTPRequestHandler(Asked):
     access_log: bool = False
 
     wfile: Any
+    command: str
+    path: str
+    request_version: str
     connection: Any
     close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes

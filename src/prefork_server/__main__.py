@@ -1,0 +1,6 @@
+"""``python -m prefork_server VERB``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,58 @@
+"""The command: ``prefork-server VERB``. Nobody imports it but ``__main__``.
+
+Errors are one line, and exit codes say whose fault it was: 0 stopped as asked, 1 a crash,
+2 misuse, 3 could not boot, 4 already running.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from ..errors import BindError, BootError, ConfigError, PreforkError
+from .options import PROG, Options, parse
+from .target import LoadError
+
+__all__ = ["main"]
+
+_CODES = {ConfigError: 2, BindError: 3, BootError: 3, LoadError: 3}
+_RUNNING = 4
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the words say; the exit code. What is wrong with them exits with 2."""
+    options = parse(sys.argv[1:] if words is None else words)
+    try:
+        return _do(options)
+    except PreforkError as error:
+        # Of a boot that failed in the foreground the log has the traceback already.
+        told = isinstance(error, BootError) and not options.values.get("daemon")
+        report = "" if told else getattr(error, "report", "")
+        sys.stderr.write(f"{report}\n" if report else "")
+        sys.stderr.write(f"{PROG}: {error}\n")
+        return exit_code(error)
+    except KeyboardInterrupt:
+        if options.verb == "run":
+            raise  # the program's own
+        return 0  # before the server heard signals itself, or told twice
+
+
+def exit_code(error: PreforkError) -> int:
+    # What a daemon could not do comes as text.
+    if str(error).startswith("already running: "):
+        return _RUNNING
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), 1)
+
+
+def _do(options: Options) -> int:
+    if options.verb == "serve":
+        from .serve import serve
+
+        serve(options)
+        return 0
+    if options.verb == "run":
+        from .program import run
+
+        run(options)
+        return 0
+    from .control import stop
+
+    return stop(options)

@@ -1,0 +1,285 @@
+"""``serve``: the master binds, and each worker imports the target by itself.
+
+So what was edited is there when a worker is replaced, and an import that fails is a boot
+that fails. The master finds out what the target is in a child of its own before it binds
+anything: whoever made a mistake hears of it once, and not from each worker, and the answer
+decides which sockets are bound. It costs one import more at the start.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from ..errors import ConfigError, PreforkError
+from ..forks import fork
+from ..handle import MasterHandle
+from ..inheritance import inheritance
+from ..job import Hooks, nothing
+from ..journal import Journal
+from ..launch import Launch
+from ..listeners import BACKLOG, Address, Listener, distinct, is_deaf, listen, parse
+from ..logfiles import flush_streams, logger_named
+from ..remote import Remote
+from ..settings import Settings
+from ..signals import all_blocked
+from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
+from .recipe import Recipe, recipe
+from .target import LoadError, Target, users_traceback
+
+
+@dataclass(frozen=True)
+class Bind:
+    """One ``--bind``: an address, or ``fd``, a socket that we were started with. ``udp``:
+    it is for datagrams; an address that does not say so may be for both."""
+
+    text: str
+    address: Address | None = None
+    udp: bool = False
+    fd: int = -1
+
+    @classmethod
+    def parse(cls, text: str) -> "Bind":
+        """Raises ConfigError."""
+        if text.startswith("fd://"):
+            fd, datagram = _inherited(text)
+            return cls(text, None, datagram, fd)
+        address = parse(text.removeprefix("udp:"))
+        return cls(text, address, text.startswith("udp:"))
+
+    def listen(self, datagram: bool) -> Listener:
+        """Raises BindError."""
+        if self.address is None:
+            inheritance().take(self.text)  # after an upgrade it has the same number
+            os.set_inheritable(self.fd, False)
+            return _Lent(socket.socket(fileno=self.fd), key=self.text)
+        if datagram:
+            return listen(self.address, BACKLOG, socket.SOCK_DGRAM, ())
+        return listen(self.address)
+
+
+class _Lent(Listener):
+    """It is whoever started us's, too: what closes the door would close his. Connections that
+    are left in its queue are for whom he starts next."""
+
+    def shut_the_door(self) -> bool:
+        return False
+
+
+def _inherited(text: str) -> tuple[int, bool]:
+    """The descriptor, and whether it is for datagrams."""
+    number = text.removeprefix("fd://")
+    if not (number.isascii() and number.isdigit() and 3 <= int(number) < 1 << 20):
+        raise Misuse(f"a socket that we were started with is fd://3 or above, not {text}")
+    fd = int(number)
+    try:
+        is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError as error:
+        raise Misuse(f"{text}: {error.strerror}: was it passed on?") from error
+    if not is_socket:
+        raise Misuse(f"{text} is no socket")
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if is_deaf(sock) or sock.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            raise Misuse(f"{text} is a socket that does not listen")
+        return fd, sock.type == socket.SOCK_DGRAM
+
+
+def binds(texts: Sequence[str]) -> list[Bind]:
+    """Raises ConfigError."""
+    found = [Bind.parse(text) for text in texts]
+    addresses = iter(distinct(bind.address for bind in found if bind.address))
+    found = [replace(bind, address=next(addresses)) if bind.address else bind for bind in found]
+    inherited = [bind.fd for bind in found if bind.address is None]
+    if len(set(inherited)) < len(inherited):
+        raise Misuse(f"each socket may be given once: {', '.join(bind.text for bind in found)}")
+    if len({bind.udp for bind in found if bind.address}) > 1:
+        raise Misuse("a server has streams or datagrams: all addresses are udp:, or none is")
+    return found
+
+
+def serve(options: Options) -> None:
+    """Returns when the server has stopped, or runs as a daemon. Raises a PreforkError."""
+    values = options.values
+    try:
+        os.chdir(values["chdir"] or ".")
+        directory = os.getcwd()
+    except OSError as error:
+        raise Misuse(f"--chdir {values['chdir'] or '.'}: {error.strerror}") from error
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    target = Target.parse(values["target"])
+    settings = options.settings()  # those of the class come later; what is wrong is told now
+    if settings.inline and values["daemon"]:
+        raise Misuse("--inline is for the foreground, and --daemon leaves it")
+    found = binds(values["bind"] or [])
+    keywords = {name: values[name] for name in KEYWORDS if values[name] is not None}
+    udp = any(bind.udp for bind in found)
+
+    def find() -> Recipe:
+        return recipe(target.load(), values["kind"], udp, keywords)
+
+    here = find() if values["preload"] or settings.inline else None
+    told = _told(here) if here else _ask_a_child(find, settings.boot_timeout)
+    settings = options.settings(**told["settings"])
+    if not found and told["kind"] != "work":
+        found = binds([DEFAULT_BIND])
+    for bind in found:
+        if bind.address is None and bind.udp != told["datagram"]:
+            raise Misuse(f"{bind.text} is no socket for {told['words']}")
+    if values["check"]:
+        where = f" on {', '.join(bind.text for bind in found)}" if found else ""
+        sys.stdout.write(f"{told['words']}{where}: could be served\n")
+        return
+    _Run(target, find, here, told, found, settings).go(values["daemon"])
+
+
+def _told(made: Recipe) -> dict[str, Any]:
+    """What the master has to know of it. Raises ConfigError."""
+    made.try_out()
+    return {
+        "words": str(made),
+        "kind": made.kind,
+        "datagram": made.datagram,
+        "settings": made.said,
+    }
+
+
+def _ask_a_child(find: Callable[[], Recipe], seconds: float) -> dict[str, Any]:
+    """What the target is, found out where its import leaves nothing behind.
+
+    Raises what ``find`` raises, and LoadError if it takes too long or dies.
+    """
+    flush_streams()  # what is in a buffer now would be written twice
+    # No pipe: it may be full, and what the import has started may hold its other end.
+    with open(os.memfd_create("prefork-target"), "r+b") as paper:
+        status = _in_child(lambda mask: _answer(find, paper.fileno(), seconds, mask))
+        words = paper.read()
+    if status == -signal.SIGALRM:
+        raise LoadError(f"the target was not loaded after {seconds:g}s (boot_timeout)")
+    if not words:
+        raise LoadError(f"the process that was to load the target ended: {_ending(status)}")
+    told: dict[str, Any] = json.loads(words)
+    if "misuse" in told:
+        raise Misuse(told["misuse"])
+    if "error" in told:
+        raise LoadError(told["error"], told["report"])
+    return told
+
+
+def _in_child(answer: Callable[[set[int]], NoReturn]) -> int | None:
+    """Wait for its end, and return its exit code; None if nobody knows. A Ctrl-C ends it, too."""
+    pidfd = -1
+    try:
+        with all_blocked() as mask:  # a Ctrl-C in a function that runs at forks would be lost
+            child = fork()
+            if child == 0:
+                answer(mask)
+            with suppress(ProcessLookupError):  # where SIGCHLD is ignored the system reaps it
+                pidfd = os.pidfd_open(child)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError:
+        return None
+    except KeyboardInterrupt:
+        with suppress(OSError):  # there is none yet, or it is reaped already
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(child, 0)
+        raise
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def _answer(find: Callable[[], Recipe], paper: int, seconds: float, mask: set[int]) -> NoReturn:
+    """In the child, which never comes back."""
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # Wherever the import hangs, and whoever dies meanwhile.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            told = _told(find())
+        except ConfigError as error:
+            told = {"misuse": str(error)}
+        except LoadError as error:
+            told = {"error": str(error), "report": error.report}
+        except Exception as error:  # user code: a class may object to being looked at
+            last = f"{type(error).__name__}: {error}"
+            told = {"error": f"cannot tell what it is: {last}", "report": users_traceback(error)}
+        os.pwrite(paper, json.dumps(told).encode(), 0)
+    finally:
+        flush_streams()
+        os._exit(0)
+
+
+def _ending(status: int | None) -> str:
+    if status is None:
+        return "nobody knows how"
+    return f"exit code {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
+
+
+@dataclass
+class _Run:
+    target: Target
+    find: Callable[[], Recipe]
+    here: Recipe | None  # if it was imported once and for all
+    told: Mapping[str, Any]
+    binds: Sequence[Bind]
+    settings: Settings
+    remote: Remote = field(default_factory=Remote)
+    listeners: list[Listener] = field(default_factory=list)
+    serve: Callable[[MasterHandle], object] = nothing
+
+    def go(self, daemon: bool) -> None:
+        launch = Launch(
+            settings=self.settings,
+            app_name=self.settings.app_name or self.target.app_name,
+            logger=logger_named(None),
+            remote=self.remote,
+            work=self.work,
+            hooks=Hooks(after_fork=self.boot),
+            listening=self.listening,
+        )
+        if daemon:
+            pid = launch.start()
+            sys.stdout.write(f"{launch.app_name} runs, pid {pid}\n")
+        else:
+            launch.run()
+
+    @contextmanager
+    def listening(self) -> Iterator[list[Listener]]:
+        journal = Journal(logger_named(None), os.getpid())
+        journal.say(logging.INFO, "target", None, "serves %s", self.told["words"])
+        with ExitStack() as closing:
+            for bind in self.binds:
+                self.listeners.append(bind.listen(self.told["datagram"]))
+                closing.callback(self.listeners[-1].close)
+            yield self.listeners
+
+    # In the worker
+
+    def boot(self, master: MasterHandle) -> None:
+        try:
+            made = self.here or self.find()
+            if made.server is None:
+                self.serve = made.handler
+            else:
+                server = made.make(self.listeners, self.settings, self.remote)
+                self.serve = server._prefork_work
+                server._prefork_hook("after_fork")(master)
+        except BaseException as error:  # user code
+            if master.inline or isinstance(error, SystemExit):
+                raise
+            ours = isinstance(error, PreforkError)
+            report = getattr(error, "report", "") or (str(error) if ours else "")
+            # The master's log has it, with nobody's frames but the user's.
+            raise SystemExit(report or users_traceback(error)) from error
+
+    def work(self, master: MasterHandle) -> None:
+        self.serve(master)
