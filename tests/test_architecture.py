@@ -128,6 +128,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
         *("options", "target"),
     },
     "cli.serve": {
+        *("credentials", "privileges"),
         *(
             "errors",
             "forks",
@@ -188,7 +189,7 @@ WIDE = {
     "http.entrance": {"resume"},
     "cli.target": {"load"},
     "cli.recipe": {"make"},
-    "cli.serve": {"_answer", "boot"},
+    "cli.serve": {*("credentials", "privileges"), "_answer", "boot"},
     "cli.program": {"run"},
 }
 

@@ -3,6 +3,7 @@
 import http.client
 import os
 import pty
+import pwd
 import re
 import signal
 import socket
@@ -17,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 import prefork_server.http
+from prefork_server import Settings
+from prefork_server.cli.recipe import Recipe
+from prefork_server.cli.serve import _ask_a_child
 
 from .conftest import (
     PATIENCE,
@@ -1024,3 +1029,68 @@ def test_a_program_that_is_not_there_is_one_line(
     assert said.returncode == code
     assert sentence in said.stderr
     assert said.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_workers_that_may_not_read_the_key_serve_with_it(
+    command: Callable[..., Server], tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+        str(tmp_path / "pem")
+    )
+    os.chmod(tmp_path / "pem", 0o600)
+    os.chmod(tmp_path, 0o755)
+    (tmp_path / "whoami.py").write_text(
+        "import os\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [str(os.geteuid()).encode()]\n"
+    )
+    # Preloaded, since the interpreter itself may be where nobody else can read.
+    words = ("serve", "whoami.py", "--preload", "-b", "127.0.0.1:0", "-w", "1", "-u", "nobody")
+    server = command(*words, "--certfile", "pem").ready()
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    nobody = pwd.getpwnam("nobody").pw_uid
+
+    def answer() -> bytes:
+        with (
+            server.connect() as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as client,
+        ):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return read_all(client)
+
+    assert b"%d" % nobody in answer().partition(b"\r\n\r\n")[2]
+    (tmp_path / "pem").write_text("no certificate any more")
+    server.expect_error("renew failed", "Traceback")
+    server.signal(signal.SIGHUP)
+    server.saw("renew failed")
+    server.saw("generation 2 serves")
+    assert b"%d" % nobody in answer()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_child_that_looks_at_the_target_is_the_workers_user() -> None:
+    class Who(Recipe):
+        def __str__(self) -> str:
+            return f"{os.getresuid()}"
+
+    who = Who("who", "work", None, None, {})
+    told = _ask_a_child(lambda: who, Settings(user="nobody"))
+    assert told["words"] == str((pwd.getpwnam("nobody").pw_uid,) * 3)
+
+
+def test_preloaded_code_is_said_to_stay_at_a_reload(
+    command: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "once.py").write_text(
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'hello']\n"
+    )
+    server = command("serve", "once.py", "--preload", "-w", "1", "-b", "127.0.0.1:0").ready()
+    server.signal(signal.SIGHUP)
+    server.saw(r"imported once \(--preload\), and stays as it is")
+    server.saw("generation 2 serves")

@@ -6,7 +6,7 @@ import socket
 import socketserver
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
@@ -47,11 +47,27 @@ class Recipe:
         said = vars(settings)["_said"]
         return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in said.items()}
 
+    @property
+    def alpn(self) -> Sequence[str] | None:
+        """What is offered over TLS; None of a class that has its own way with certificates."""
+        if self.server is None or not _knows(self.server, "ssl_context"):
+            return None
+        return getattr(self.server, "_prefork_alpn", ())
+
+    def over_tls(self, context: Any) -> "Recipe":
+        """The same with a context in place of the files."""
+        return replace(self, keywords={**self._without_files(), "ssl_context": context})
+
+    def _without_files(self) -> dict[str, Any]:
+        files = ("certfile", "keyfile")
+        return {name: self.keywords[name] for name in self.keywords if name not in files}
+
     def try_out(self) -> None:
-        """Make one of our own classes, and bind nothing: it looks at its keywords, and at the
-        files they name. What a class of the user's would do, nobody knows. Raises ConfigError."""
+        """Make one of our own classes, and bind nothing: it looks at its keywords. What a class
+        of the user's would do, nobody knows. Raises ConfigError."""
         if self.server and self.kind != "server":
-            self.server(["127.0.0.1:0"], self.handler, False, **self.keywords).server_close()
+            keywords = self._without_files()  # which the master reads by itself
+            self.server(["127.0.0.1:0"], self.handler, False, **keywords).server_close()
 
     def make(self, listeners: Sequence[Listener], settings: Settings, remote: Remote) -> Any:
         """The server, on these sockets. Raises LoadError, and ConfigError."""

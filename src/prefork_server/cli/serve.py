@@ -27,6 +27,7 @@ from ..journal import Journal
 from ..launch import Launch
 from ..listeners import BACKLOG, Address, Listener, distinct, is_deaf, listen, parse
 from ..logfiles import flush_streams, logger_named
+from ..privileges import Identity, identity_of
 from ..remote import Remote
 from ..settings import Settings
 from ..signals import all_blocked
@@ -126,18 +127,20 @@ def serve(options: Options) -> None:
         return recipe(target.load(), values["kind"], udp, keywords)
 
     here = find() if values["preload"] or settings.inline else None
-    told = _told(here) if here else _ask_a_child(find, settings.boot_timeout)
+    told = _told(here) if here else _ask_a_child(find, settings)
     settings = options.settings(**told["settings"])
     if not found and told["kind"] != "work":
         found = binds([DEFAULT_BIND])
     for bind in found:
         if bind.address is None and bind.udp != told["datagram"]:
             raise Misuse(f"{bind.text} is no socket for {told['words']}")
+    run = _Run(target, find, here, told, found, settings, keywords)
+    run.load_certificate()
     if values["check"]:
         where = f" on {', '.join(bind.text for bind in found)}" if found else ""
         sys.stdout.write(f"{told['words']}{where}: could be served\n")
         return
-    _Run(target, find, here, told, found, settings).go(values["daemon"])
+    run.go(values["daemon"])
 
 
 def _told(made: Recipe) -> dict[str, Any]:
@@ -148,18 +151,20 @@ def _told(made: Recipe) -> dict[str, Any]:
         "kind": made.kind,
         "datagram": made.datagram,
         "settings": made.said,
+        "alpn": made.alpn,
     }
 
 
-def _ask_a_child(find: Callable[[], Recipe], seconds: float) -> dict[str, Any]:
+def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, Any]:
     """What the target is, found out where its import leaves nothing behind.
 
     Raises what ``find`` raises, and LoadError if it takes too long or dies.
     """
+    seconds, identity = settings.boot_timeout, identity_of(settings)
     flush_streams()  # what is in a buffer now would be written twice
     # No pipe: it may be full, and what the import has started may hold its other end.
     with open(os.memfd_create("prefork-target"), "r+b") as paper:
-        status = _in_child(lambda mask: _answer(find, paper.fileno(), seconds, mask))
+        status = _in_child(lambda mask: _answer(find, paper.fileno(), seconds, identity, mask))
         words = paper.read()
     if status == -signal.SIGALRM:
         raise LoadError(f"the target was not loaded after {seconds:g}s (boot_timeout)")
@@ -196,9 +201,17 @@ def _in_child(answer: Callable[[set[int]], NoReturn]) -> int | None:
             os.close(pidfd)
 
 
-def _answer(find: Callable[[], Recipe], paper: int, seconds: float, mask: set[int]) -> NoReturn:
+def _answer(
+    find: Callable[[], Recipe],
+    paper: int,
+    seconds: float,
+    identity: Identity | None,
+    mask: set[int],
+) -> NoReturn:
     """In the child, which never comes back."""
     try:
+        if identity:
+            identity.assume()  # it imports the program, as the workers do
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # Wherever the import hangs, and whoever dies meanwhile.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -232,6 +245,8 @@ class _Run:
     told: Mapping[str, Any]
     binds: Sequence[Bind]
     settings: Settings
+    keywords: Mapping[str, Any]
+    context: Any = None  # of TLS, for the workers that are forked from now on
     remote: Remote = field(default_factory=Remote)
     listeners: list[Listener] = field(default_factory=list)
     serve: Callable[[MasterHandle], object] = nothing
@@ -245,12 +260,29 @@ class _Run:
             work=self.work,
             hooks=Hooks(after_fork=self.boot),
             listening=self.listening,
+            renew=self.renew,
         )
         if daemon:
             pid = launch.start()
             sys.stdout.write(f"{launch.app_name} runs, pid {pid}\n")
         else:
             launch.run()
+
+    def renew(self) -> None:
+        """In the master, at a reload."""
+        if self.here:
+            journal = Journal(logger_named(None), os.getpid())
+            message = "the code was imported once (--preload), and stays as it is: USR2 upgrades it"
+            journal.say(logging.INFO, "preloaded", None, message)
+        self.load_certificate()
+
+    def load_certificate(self) -> None:
+        """Here, since a worker may be another user by then, who must not read the key."""
+        if self.told["alpn"] is not None and "certfile" in self.keywords:
+            from ..credentials import credentials
+
+            files = self.keywords["certfile"], self.keywords.get("keyfile")
+            self.context = credentials(*files, None, self.told["alpn"]).context()
 
     @contextmanager
     def listening(self) -> Iterator[list[Listener]]:
@@ -270,6 +302,8 @@ class _Run:
             if made.server is None:
                 self.serve = made.handler
             else:
+                if self.context:
+                    made = made.over_tls(self.context)
                 server = made.make(self.listeners, self.settings, self.remote)
                 self.serve = server._prefork_work
                 server._prefork_hook("after_fork")(master)
