@@ -8,6 +8,8 @@ import sys
 
 TYPE_CHECKING = False  # for type checkers it is True; typing itself takes longer than all of this
 if TYPE_CHECKING:
+    from .aio import PreforkAsyncioServer as PreforkAsyncioServer
+    from .aio import run_asyncio as run_asyncio
     from .connection import Connection
     from .errors import BindError, BootError, ConfigError, PreforkError
     from .handle import MasterHandle, current_master
@@ -48,6 +50,9 @@ _HOMES = {
     "handle": ("MasterHandle", "current_master"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+# Not in __all__, since they load asyncio.
+_AIO = ("PreforkAsyncioServer", "run_asyncio")
+_HOME_OF |= dict.fromkeys(_AIO, "aio")
 
 __all__ = [
     "BindError",
@@ -80,4 +85,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_HOME_OF])
