@@ -10,8 +10,9 @@ import ssl
 import subprocess
 import sys
 import urllib.request
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,62 @@ def test_accept_loop_says_how_many_it_served(start: Starter) -> None:
         assert server.ask(b"loud") == b"LOUD"
     assert server.quit() == 0
     assert sum(int(m[1]) for m in server.saw(r"served (\d+) connections", times=4)) == 7
+
+
+def test_echo_uvloop_says_which_loop_it_has(start: Starter) -> None:
+    loop = "uvloop" if find_spec("uvloop") else "asyncio"
+    server = start.script(EXAMPLES / "echo_uvloop.py", "127.0.0.1:0").all_ready(2)
+    server.saw(rf"worker \d has a loop of {loop}", times=2)
+    with ExitStack() as stack:  # many at once, on two workers
+        clients = [stack.enter_context(server.connect()) for _ in range(50)]
+        for client in clients:
+            client.sendall(b"hello\n")
+        assert {client.recv(100) for client in clients} == {b"hello\n"}
+
+
+def test_chat_asyncio_tells_the_others_in_the_room(start: Starter) -> None:
+    server = start.script(EXAMPLES / "chat_asyncio.py", "127.0.0.1:0", "2").all_ready(2)
+    with ExitStack() as stack:
+        rooms: dict[bytes, list[socket.socket]] = {}
+
+        def come() -> bool:
+            client = stack.enter_context(server.connect())
+            rooms.setdefault(client.recv(100).split(b",")[0], []).append(client)
+            return len(rooms) == 2 and min(map(len, rooms.values())) > 1
+
+        eventually(come)
+        assert sorted(rooms) == [b"room 1 of 2", b"room 2 of 2"]
+        for room, (speaker, *others) in rooms.items():
+            speaker.sendall(room + b"\n")
+            assert {other.recv(100) for other in others} == {room + b"\n"}
+        server.signal(signal.SIGQUIT)
+        for client in (client for room in rooms.values() for client in room):
+            assert read_all(client) == b"the room is closed\n"
+    assert server.wait() == 0
+
+
+@pytest.mark.skipif(not find_spec("uvicorn"), reason="there is no uvicorn")
+def test_asgi_uvicorn_answers_from_workers_that_we_replace_and_stop(start: Starter) -> None:
+    server = start.script(EXAMPLES / "asgi_uvicorn.py", "127.0.0.1:0").all_ready(2)
+    server.expect_error("killed by SIGKILL, not by us")
+
+    def get() -> int:
+        assert isinstance(server.address, tuple)
+        with urllib.request.urlopen("http://{}:{}/".format(*server.address), timeout=10) as reply:
+            return int(reply.read().rpartition(b" ")[2])
+
+    victim = get()
+    assert victim in server.workers()
+    server.signal(signal.SIGKILL, victim)
+    server.saw(f"pid={victim} reaped")
+    server.saw("forked", times=3)
+    assert get() != victim
+    with server.connect() as begun:  # asked before the stop, and answered in it
+        begun.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.signal(signal.SIGQUIT)
+        assert begun.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    assert server.wait() == 0
+    assert server.count("reaped: exit code 0") == 2
 
 
 def test_make_serve_runs_with_nothing_installed(tmp_path: Path) -> None:

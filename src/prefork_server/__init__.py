@@ -8,6 +8,8 @@ import sys
 
 TYPE_CHECKING = False  # for type checkers it is True; typing itself takes longer than all of this
 if TYPE_CHECKING:
+    from .aio import PreforkAsyncioServer as PreforkAsyncioServer
+    from .aio import run_asyncio as run_asyncio
     from .connection import Connection
     from .errors import BindError, BootError, ConfigError, PreforkError
     from .handle import MasterHandle
@@ -58,6 +60,9 @@ _HOMES = {
 _HTTP = ("HTTPRequestHandler", "PreforkHTTPServer", "PreforkWSGIServer", "serve")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _HOME_OF |= dict.fromkeys(_HTTP, "http")
+# Not in __all__, since they load asyncio.
+_AIO = ("PreforkAsyncioServer", "run_asyncio")
+_HOME_OF |= dict.fromkeys(_AIO, "aio")
 
 __all__ = [
     "BindError",

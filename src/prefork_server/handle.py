@@ -80,6 +80,7 @@ class MasterHandle:
         self._title = shared.title
         self._master_bell = shared.bell
         self._bell = bell
+        self._report = -1  # the descriptor of what a worker leaves behind
         self._foreign = False
         self._busy = False
         self._last_peer: Any = None
@@ -351,6 +352,7 @@ class MasterHandle:
     def _go(self, *_: object) -> None:
         """As a handler of QUIT, and by our own wish."""
         self._own_words[self._leaving] = 1
+        self._bell.ring()  # an event loop has a wake-up descriptor of its own
 
     def _orphaned(self, *_: object) -> None:
         """The master is gone: finish, and be gone too before long.

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from .forks import drop, forking, keep_from_forks
 from .listeners import parse
@@ -18,13 +18,18 @@ from .logfiles import lent, logger_named
 from .mixin import PreforkMixIn
 from .preforker import Preforker
 
+if TYPE_CHECKING:
+    from .aio import PreforkAsyncioServer
+
+_Server: TypeAlias = Union[Preforker, PreforkMixIn, "PreforkAsyncioServer"]
+
 _SOON = 5.0  # seconds for what a stopped server leaves, to be gone, too
 _MIB = 1 << 20
 
 
 @contextmanager
 def serving(
-    server: Preforker | PreforkMixIn,
+    server: _Server,
     *,
     timeout: float = 30.0,
     kill_a_worker_every: float | None = None,
@@ -76,7 +81,7 @@ def _afterwards(look: Callable[[], BaseException | None]) -> Iterator[None]:
 class _Run:
     """One run of a server, in a thread of its own."""
 
-    def __init__(self, server: Preforker | PreforkMixIn) -> None:
+    def __init__(self, server: _Server) -> None:
         self._server = server
         self._ended: list[BaseException] = []
         # Not wait_ready() alone: of a Preforker that ran before it would tell of that run.
@@ -109,21 +114,21 @@ class _Run:
             # shutdown() would wait for ever for one that does not stop.
             threading.Thread(target=self._server.shutdown, daemon=True).start()
             self.thread.join(timeout)
-        if isinstance(self._server, PreforkMixIn):
+        if not isinstance(self._server, Preforker):
             self._server.server_close()
         if self.thread.is_alive():
             return AssertionError(f"the server did not stop within {timeout:g} s")
         return self._ended[0] if self._ended else None
 
 
-def _address(server: Preforker | PreforkMixIn) -> Any:
-    if isinstance(server, PreforkMixIn):
+def _address(server: _Server) -> Any:
+    if not isinstance(server, Preforker):
         return server.server_address
     return parse(server.addresses[0]).name if server.addresses else None
 
 
 @contextmanager
-def _log_noted(server: Preforker | PreforkMixIn) -> Iterator[None]:
+def _log_noted(server: _Server) -> Iterator[None]:
     """What is raised within is noted what the master and all workers logged meanwhile."""
     logger = server.logger if isinstance(server, Preforker) else logger_named(None)
     with open(os.memfd_create("log"), "w+", encoding="utf-8", errors="replace") as file:

@@ -51,6 +51,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     make_room_for_signals()
     bell = Bell()
     master = MasterHandle(slot, job, shared, bell)
+    master._report = report
     stand_here(master)
     for signum in _NOT_FOR_WORKERS:
         signal.signal(signum, nothing)

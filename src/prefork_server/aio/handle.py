@@ -1,0 +1,60 @@
+"""The master, as coroutines in a worker see it."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from ..connection import Connection
+from ..handle import MasterHandle
+
+_BLOCKS = "{} would stop the loop, and with it everybody: await master.wait_retired(){}"
+
+
+class AsyncMasterHandle(MasterHandle):
+    """A ``MasterHandle`` for coroutines. The loop itself gives the signs of life.
+
+    ``exit_stack`` is closed at the end of the worker, when nobody is served any more, by the
+    task that ran ``after_fork``: put there what ``after_fork`` opens. It is closed after a
+    cancelled stop, too, within what is left of ``graceful_timeout``.
+    """
+
+    exit_stack: AsyncExitStack
+    _retired: asyncio.Event
+
+    async def wait_retired(self) -> None:
+        """Return when the master wants us to go: ``wants_me_alive()`` is False from there on."""
+        await self._retired.wait()
+
+    def is_over(self) -> bool:
+        """Whether the worker is to go: then it is time to say goodbye."""
+        return self._is_over()
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """The listening sockets, in the order of their addresses, for ``create_server(sock=...)``
+        or a server of somebody else's. RuntimeError if there are none."""
+        acceptor = self._accepting()
+        acceptor._resign()  # whoever asks for them waits there himself
+        return list(acceptor._listeners.values())
+
+    def wait(self, seconds: float) -> bool:
+        """Not here: RuntimeError."""
+        raise RuntimeError(_BLOCKS.format("master.wait()", ", or asyncio.sleep()"))
+
+    def connections(self) -> Iterator[tuple[Connection, Any]]:
+        """Not here: RuntimeError."""
+        raise RuntimeError(_BLOCKS.format("master.connections()", ", and give the loop a callback"))
+
+
+def at_home_in_loop(master: MasterHandle) -> AsyncMasterHandle:
+    """The same object, with more to it: signal handlers and ``current_master()`` have it
+    already. Inline, it is of a class of its own, which keeps its say."""
+    home: type = AsyncMasterHandle
+    if type(master) is not MasterHandle:
+        home = type(home.__name__, (home, type(master)), {})
+    master.__class__ = home
+    master.exit_stack = AsyncExitStack()  # type: ignore[attr-defined]
+    master._retired = asyncio.Event()  # type: ignore[attr-defined]
+    return master  # type: ignore[return-value]
