@@ -597,16 +597,16 @@ def test_an_option_for_http_is_refused_where_nobody_knows_it() -> None:
 
 def test_what_our_own_classes_refuse_is_known_before_anything_is_bound() -> None:
     class Picky(PreforkTCPServer):
-        def __init__(self, *args: Any, certfile: str) -> None:
-            if certfile != "right":
-                raise ConfigError(f"certfile {certfile}: No such file or directory")
+        def __init__(self, *args: Any, access_log: str) -> None:
+            if access_log != "right":
+                raise ConfigError(f"access_log {access_log}: No such file or directory")
             super().__init__(*args)
             assert self.socket.getsockname()[1] == 0
 
-    Recipe("x", "handler", Picky, Plain, {"certfile": "right"}).try_out()
-    with pytest.raises(ConfigError, match="certfile wrong: No such file"):
-        Recipe("x", "handler", Picky, Plain, {"certfile": "wrong"}).try_out()
-    Recipe("x", "server", Picky, Plain, {"certfile": "wrong"}).try_out()  # is a user's
+    Recipe("x", "handler", Picky, Plain, {"access_log": "right"}).try_out()
+    with pytest.raises(ConfigError, match="access_log wrong: No such file"):
+        Recipe("x", "handler", Picky, Plain, {"access_log": "wrong"}).try_out()
+    Recipe("x", "server", Picky, Plain, {"access_log": "wrong"}).try_out()  # is a user's
     made(Datagrams).try_out()
     made(HTTP).try_out()
     made(work).try_out()

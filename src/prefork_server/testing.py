@@ -194,11 +194,15 @@ def _killed(pids: Iterable[int]) -> dict[int, str]:
 
 
 def _holders(pipe: str) -> Iterator[int]:
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        pid = int(link.parts[2])
-        with suppress(OSError):  # closed or gone by now, or another user's
-            if pid != os.getpid() and os.readlink(link) == pipe:
-                yield pid
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        links: list[str] = []
+        with suppress(OSError):  # gone by now, or another user's
+            links = [entry.path for entry in os.scandir(f"/proc/{pid}/fd")]
+        for link in links:
+            with suppress(OSError):  # closed by now
+                if pid != os.getpid() and os.readlink(link) == pipe:
+                    yield pid
+                    break
 
 
 def _command(pid: int) -> str:

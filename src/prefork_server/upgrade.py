@@ -76,7 +76,7 @@ class Upgrade:
             except OSError as error:
                 refusal = f"cannot fork: {error.strerror}"
         if refusal:
-            self._say(logging.ERROR, "upgrade_refused", None, "SIGUSR2: no upgrade: %s", refusal)
+            self._say(logging.WARNING, "upgrade_refused", None, "SIGUSR2: no upgrade: %s", refusal)
         else:
             message = "SIGUSR2: started a successor, pid=%d"
             self._say(logging.INFO, "upgrading", None, message, self._pid)

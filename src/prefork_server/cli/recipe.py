@@ -50,7 +50,7 @@ class Recipe:
     @property
     def alpn(self) -> Sequence[str] | None:
         """What is offered over TLS; None of a class that has its own way with certificates."""
-        if self.server is None or not _knows(self.server, "ssl_context"):
+        if self.server is None or self.kind == "server":
             return None
         return getattr(self.server, "_prefork_alpn", ())
 

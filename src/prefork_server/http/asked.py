@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .forwarded import believed, origin
 from .wire import Request
@@ -22,6 +22,7 @@ class Asked(BaseHTTPRequestHandler):
     client_address: Any = ""
     command: str
     path: str
+    requestline: str
     request_version: str
     scheme: str
     _peer: Any  # the other end of the connection, whoever it speaks for
@@ -31,41 +32,43 @@ class Asked(BaseHTTPRequestHandler):
     _made_line: str | None
     _made_headers: Any
 
-    @property
-    def rfile(self) -> Any:
-        """The body of the request: it ends where that ends."""
-        if self._made_file is None:
-            self._made_file = BytesIO()
-        return self._made_file
+    if not TYPE_CHECKING:  # where they are what http.server says
 
-    @rfile.setter
-    def rfile(self, file: Any) -> None:
-        self._made_file = file
+        @property
+        def rfile(self) -> Any:
+            """The body of the request: it ends where that ends."""
+            if self._made_file is None:
+                self._made_file = BytesIO()
+            return self._made_file
 
-    @property
-    def requestline(self) -> str:
-        if self._made_line is None:
-            request = self._request
-            self._made_line = f"{request.method} {request.target} {self.request_version}"
-        return self._made_line
+        @rfile.setter
+        def rfile(self, file: Any) -> None:
+            self._made_file = file
 
-    @requestline.setter
-    def requestline(self, line: str) -> None:
-        self._made_line = line
+        @property
+        def requestline(self) -> str:
+            if self._made_line is None:
+                request = self._request
+                self._made_line = f"{request.method} {request.target} {self.request_version}"
+            return self._made_line
 
-    @property
-    def headers(self) -> Any:
-        """An ``email.message.Message``."""
-        if self._made_headers is None:
-            message = self.MessageClass()
-            for name, value in self._request.fields:
-                message.set_raw(name, value)
-            self._made_headers = message
-        return self._made_headers
+        @requestline.setter
+        def requestline(self, line: str) -> None:
+            self._made_line = line
 
-    @headers.setter
-    def headers(self, headers: Any) -> None:
-        self._made_headers = headers
+        @property
+        def headers(self) -> Any:
+            """An ``email.message.Message``."""
+            if self._made_headers is None:
+                message = self.MessageClass()
+                for name, value in self._request.fields:
+                    message.set_raw(name, value)
+                self._made_headers = message
+            return self._made_headers
+
+        @headers.setter
+        def headers(self, headers: Any) -> None:
+            self._made_headers = headers
 
     def _forget(self) -> None:
         """The request before this was perhaps for a HEAD, or by another client of a proxy."""

@@ -63,10 +63,12 @@ class HTTPRequestHandler(Asked):
     logs_requests: bool = False
     access_log: bool = False
 
+    rfile: Any
     wfile: Any
     command: str
     path: str
     request_version: str
+    requestline: str
     connection: Any
     close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
