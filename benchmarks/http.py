@@ -7,7 +7,7 @@ on the machine slow all servers down, some more than others, so each round measu
 server in turn, and the ratios are those of a round to the reference in the same round;
 their median is shown. All servers have as many workers as there are CPUs, and otherwise
 the settings they are shipped with; access logs are off. It is no equal work: nginx has a
-fixed answer, and uvicorn and gunicorn call an application where we call a handler. gunicorn
+fixed answer; uvicorn, gunicorn and PreforkWSGIServer call an application, not a handler. gunicorn
 sync keeps no connection, and in H1 wrk connects anew for each request; http.server sends a
 head and a body in two pieces, and the second waits for the client's delayed acknowledgement.
 """
@@ -31,7 +31,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefork_server.http import HTTPRequestHandler, PreforkHTTPServer
+from prefork_server.http import HTTPRequestHandler, PreforkHTTPServer, PreforkWSGIServer
 
 from .load import connect
 from .processes import ServerProcess
@@ -114,6 +114,11 @@ def serve_ours(port: int, directory: str) -> None:
         server.serve_forever()
 
 
+def serve_wsgi(port: int, directory: str) -> None:
+    with PreforkWSGIServer(("127.0.0.1", port), wsgi, workers=WORKERS) as server:
+        server.serve_forever()
+
+
 def serve_nginx(port: int, directory: str) -> None:
     text = NGINX.format(workers=WORKERS, directory=directory, port=port, body=BODY.decode())
     config = Path(directory, "nginx.conf")
@@ -176,6 +181,7 @@ class Contestant(NamedTuple):
 CONTESTANTS: dict[str, Contestant] = {
     REFERENCE: Contestant(serve_nginx, _nginx() is not None),
     "PreforkHTTPServer": Contestant(serve_ours),
+    "PreforkWSGIServer": Contestant(serve_wsgi),
     "uvicorn, uvloop + httptools": Contestant(
         serve_uvicorn, _has("uvicorn", "uvloop", "httptools")
     ),
