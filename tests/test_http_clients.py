@@ -157,6 +157,50 @@ def test_curl_gets_what_the_example_says(curl: Curl, start: Starter) -> None:
     assert example("-f", "-X", "DELETE").returncode == 22
 
 
+def test_curl_asks_the_flask_example(curl: Curl, start: Starter, tmp_path: Path) -> None:
+    flask = Curl(start.script(ROOT / "examples" / "flask_app.py", "127.0.0.1:0").ready())
+    done = flask("-w", "%{http_version} %{num_connects}\n", url(flask.site, "stream"), path="")
+    assert done.stdout == b"0\n1\n2\n3\n4\n1.1 1\n"
+    done = flask("-H", "X-Forwarded-For: 192.0.2.7", url(flask.site), path="")
+    assert re.fullmatch(rb"Hello 192\.0\.2\.7 from process \d+\n", done.stdout)
+    (tmp_path / "great").write_bytes(b"x" * 3_000_000)
+    for expect in ("Expect: 100-continue", "Expect:"):
+        done = flask("-F", f"file=@{tmp_path / 'great'}", "-H", expect, path="count")
+        assert done.stdout == b'{"file":3000000}\n'
+    chunked = ["-H", "Transfer-Encoding: chunked", "-F", f"file=@{tmp_path / 'great'}"]
+    assert flask(*chunked, path="count").stdout == b'{"file":3000000}\n'
+    assert flask("-I", path="none").stdout.startswith(b"HTTP/1.1 404 ")
+    assert flask("-0", "-i", path="stream").stdout.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_curl_asks_the_files_example(curl: Curl, start: Starter, tmp_path: Path) -> None:
+    words = "127.0.0.1:0", str(tmp_path)
+    files = Curl(start.script(ROOT / "examples" / "files.py", *words).ready())
+    assert files("-r", "2-4", "-w", " %{http_code}").stdout == b"0123456789 200"
+    assert files("-I").stdout.lower().count(b"content-length: 10\r\n") == 1
+    assert files("-o", os.devnull, "-w", "%{http_code}", path="../../etc/passwd").stdout == b"404"
+    files.site.saw(r'^127.0.0.1 - - \[.*\] "GET /file HTTP/1.1" 200 10 "-" "curl/')
+
+
+def test_curl_asks_the_https_example_on_one_connection(
+    curl: Curl, start: Starter, tmp_path: Path
+) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl here")
+    example = start.script(ROOT / "examples" / "https.py", "127.0.0.1:0").ready()
+    https = Curl(example)
+    where = f"https://localhost:{example.address[1]}/"
+    options = ["--cacert", str(tmp_path / "localhost.pem"), "-w", "%{num_connects} "]
+    done = https(*options, where, where, path="")
+    answer = rb"Hello 127\.0\.0\.1 from process (\d+), by TLSv1\.[23]\n"
+    assert re.fullmatch(answer + b"1 " + answer + b"0 ", done.stdout), done
+    assert https(where, path="").returncode == 60  # nobody vouches for the certificate
+    assert https("-f", "--http1.0", *options, where, path="").returncode == 0
+    plain = https("-i", f"http://localhost:{example.address[1]}/", path="")
+    assert plain.returncode != 0 and not plain.stdout
+    assert https(*options, where, path="").stdout.startswith(b"Hello")
+
+
 # A browser
 
 PAGE = """<!doctype html>
@@ -186,6 +230,31 @@ QUIET = [
 ]  # fmt: skip
 
 
+def browsed(chromium: str, where: str, directory: Path, *options: str) -> str:
+    """The document as it is when all of its scripts are done."""
+    profile = f"--user-data-dir={directory / 'profile'}"
+    words = [*options, profile, "--virtual-time-budget=20000", "--dump-dom", where]
+    done = subprocess.run(
+        [chromium, *QUIET, *words],
+        capture_output=True,
+        env={**os.environ, "HOME": str(directory)},
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout, done.stderr[-2000:]
+    return done.stdout.decode()
+
+
+@pytest.mark.timeout(150)
+def test_a_browser_opens_the_https_example(start: Starter, tmp_path: Path) -> None:
+    if not (chromium := shutil.which("chromium")) or not shutil.which("openssl"):
+        pytest.skip("there is no chromium here, or no openssl")
+    example = start.script(ROOT / "examples" / "https.py", "127.0.0.1:0").ready()
+    where = f"https://localhost:{example.address[1]}/"
+    seen = browsed(chromium, where, tmp_path, "--ignore-certificate-errors")
+    assert re.search(r"Hello 127\.0\.0\.1 from process \d+, by TLSv1\.3", seen), seen
+
+
 @pytest.mark.timeout(150)
 def test_a_browser_shows_a_page_with_all_that_belongs_to_it(site: Server, tmp_path: Path) -> None:
     if not (chromium := shutil.which("chromium")):
@@ -200,21 +269,7 @@ def test_a_browser_shows_a_page_with_all_that_belongs_to_it(site: Server, tmp_pa
     try:
         for client in kept:
             client.get(GET.replace(b"/ ", b"/script.js "))
-        done = subprocess.run(
-            [
-                chromium,
-                *QUIET,
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--virtual-time-budget=20000",
-                "--dump-dom",
-                url(site, "page.html"),
-            ],
-            capture_output=True,
-            env={**os.environ, "HOME": str(tmp_path)},
-            timeout=120,
-            check=False,
-        )
-        assert SEEN in done.stdout.decode(), (done.stdout, done.stderr[-2000:])
+        assert SEEN in browsed(chromium, url(site, "page.html"), tmp_path)
         for client in kept:
             client.get(GET.replace(b"/ ", b"/style.css "))
     finally:
