@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from configparser import ConfigParser
@@ -179,22 +180,35 @@ os.execvp("unshare", command)
 # Logs
 
 
+@pytest.fixture
+def everybodys() -> Iterator[str]:
+    """A directory to which every user has the way: to pytest's own they have not."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield directory
+
+
 @pytest.mark.processes
+@pytest.mark.parametrize("user", [None, "nobody"])
 def test_after_the_postrotate_of_logrotate_both_logs_are_new_files(
-    start: Starter, tmp_path: Path
+    start: Starter, tmp_path: Path, user: str | None, request: pytest.FixtureRequest
 ) -> None:
+    if user and os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
     said = (DEPLOY / "logrotate.conf").read_text()
     script = said.partition("postrotate\n")[2].partition("endscript")[0].strip()
     assert "/run/hello/pid" in script
     shutil.copy(ROOT / "examples" / "hello_wsgi.py", tmp_path)
     command = PAGE.partition("    prefork-server serve hello_wsgi.py -p")[1:]
     serve = "".join(command).partition("\n\n")[0].replace("\\\n", " ")
-    serve = serve.replace("/run/hello", "run").replace("/var/log/hello", "log")
+    logs = Path(request.getfixturevalue("everybodys") if user else tmp_path)
+    serve = serve.replace("/run/hello", "run").replace("/var/log/hello", str(logs))
     words = words_of(serve, "prefork-server")
     (tmp_path / "run").mkdir()
-    (tmp_path / "log").mkdir()
+    if user:  # preloaded, since the interpreter itself may be where nobody else can read
+        words += ["--user", user, "--preload"]
     start.script(Path("-m"), "prefork_server", *words, "-b", "127.0.0.1:0")
-    log, access = tmp_path / "log" / "hello.log", tmp_path / "log" / "access.log"
+    log, access = logs / "hello.log", logs / "access.log"
     eventually(lambda: log.exists() and "ready, listening on" in log.read_text())
     where = re.findall(r"ready, listening on (\S+)", log.read_text())[0]
 
@@ -206,6 +220,9 @@ def test_after_the_postrotate_of_logrotate_both_logs_are_new_files(
     eventually(lambda: "GET /before" in access.read_text())
     for path in (log, access):
         os.rename(path, f"{path}.1")
+        if user:  # logrotate's create, as the page has it for that
+            path.touch(0o640)
+            shutil.chown(path, user)
     script = script.replace("/run/hello", str(tmp_path / "run"))
     subprocess.run(["sh", "-ec", script], check=True)
     eventually(lambda: log.exists() and "rotation 1 done" in log.read_text())
@@ -213,6 +230,7 @@ def test_after_the_postrotate_of_logrotate_both_logs_are_new_files(
     ask("/after")
     eventually(lambda: "GET /after" in access.read_text())
     assert Path(f"{access}.1").read_text() == before and "GET /before" in before
+    assert "keeps the old file" not in Path(f"{log}.1").read_text()
 
 
 # Behind nginx
