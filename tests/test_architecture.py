@@ -144,7 +144,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
             "listeners",
             "logfiles",
         ),
-        *("remote", "settings", "signals", "options", "recipe", "target"),
+        *("remote", "settings", "signals", "systemd", "options", "recipe", "target"),
     },
     "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options"},
     "cli.control": {"options"},

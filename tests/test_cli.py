@@ -158,12 +158,12 @@ def test_a_file_of_options_that_is_no_such_thing_is_one_line(
 
 def test_the_environment_says_what_the_options_do_not(capsys: pytest.CaptureFixture[str]) -> None:
     options = serve(PORT="5000", WEB_CONCURRENCY="3")
-    assert options.values["bind"] == ["0.0.0.0:5000"]
+    assert options.values["platform"] == ["0.0.0.0:5000"] and options.values["bind"] is None
     assert options.said == {"workers": 3}
     options = serve("-b", "127.0.0.1:1", "-w", "2", PORT="5000", WEB_CONCURRENCY="3")
     assert options.values["bind"] == ["127.0.0.1:1"]
     assert options.said == {"workers": 2}
-    assert serve(PORT="", WEB_CONCURRENCY=" ").values["bind"] is None
+    assert serve(PORT="", WEB_CONCURRENCY=" ").values["platform"] == []
     assert parse(["run", "x.py"], {"WEB_CONCURRENCY": "3"}).said == {"workers": 3}
     said = refusal(capsys, "serve", "a:b", WEB_CONCURRENCY="many")
     assert "WEB_CONCURRENCY must be a whole number, not 'many'" in said

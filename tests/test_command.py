@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -133,6 +133,29 @@ def application(environ, start_response):
 
 def factory():
     return Echo
+"""
+LOOKING = """
+import os, socketserver
+
+def seen():
+    return repr([name for name in os.environ if name.startswith("LISTEN")]).encode()
+
+os.write(1, b"import %s\\n" % seen())
+
+class Looking(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(seen())
+"""
+INIT = """
+import os, sys
+fds = [int(fd) for fd in sys.argv[1].split()]
+for n, fd in enumerate(fds):
+    os.dup2(fd, 60 + n)
+for n in range(len(fds)):
+    os.dup2(60 + n, 3 + n)
+    os.close(60 + n)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, "-W", "error", *sys.argv[2:]])
 """
 HTTP = {"Hello", "TheirHTTP", "application"}
 
@@ -376,6 +399,75 @@ def test_an_inherited_socket_of_the_wrong_kind_is_refused(command: Callable[...,
         server = command("serve", "things:Datagrams", "-b", f"fd://{fd}", pass_fds=[fd])
         server.saw(rf"fd://{fd} is no socket for things:Datagrams, .* by PreforkUDPServer")
         assert server.wait() == 2
+
+
+@pytest.fixture
+def handed(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """``serve`` with these words, and the sockets as an init system hands them over: 3, 4 ..."""
+    (tmp_path / "init.py").write_text(INIT)
+    (tmp_path / "env.py").write_text(LOOKING)
+
+    def run(sockets: list[socket.socket], *words: str, **environ: str) -> Server:
+        fds = [sock.fileno() for sock in sockets]
+        env = {**os.environ, "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": "a:b", **environ}
+        started = [" ".join(map(str, fds)), "-m", "prefork_server", "serve", *words]
+        server = Server(tmp_path / "init.py", *started, env=env, pass_fds=fds, cwd=tmp_path)
+        servers.append(server)
+        return server
+
+    servers: list[Server] = []
+    yield run
+    for server in servers:
+        server.finish()
+
+
+def test_what_an_init_system_hands_over_is_served_without_a_bind(
+    handed: Callable[..., Server],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as other:
+        server = handed([one, other], "env:Looking", "-w", "2", PORT="1").all_ready(2)
+        for sock in (one, other):
+            with socket.create_connection(("127.0.0.1", sock.getsockname()[1]), 5) as client:
+                assert read_all(client) == b"[]"
+        server.saw(r"^import \[\]$", 3)  # by the child that looks, and the workers
+        assert server.quit() == 0
+        assert server.count("^import") == 3
+
+
+def test_a_successor_has_what_was_handed_over_too(handed: Callable[..., Server]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        server = handed([one], "env:Looking", "-w", "1").ready()
+        server.signal(signal.SIGUSR2)
+        successor = int(server.saw(r"the successor pid=(\d+) serves, leaving")[0][1])
+        assert server.wait() == 0
+        with socket.create_connection(one.getsockname(), 5) as client:
+            assert read_all(client) == b"[]"
+        server.signal(signal.SIGTERM, successor)
+        assert not server.anyone_left(PATIENCE)
+
+
+def test_an_address_that_is_said_wins_over_what_is_handed_over(
+    handed: Callable[..., Server],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        server = handed([one], "env:Looking", "-w", "1", "-b", "127.0.0.1:0").ready()
+        assert server.address != one.getsockname()
+        assert server.ask(b"") == b"[]"
+
+
+def test_what_was_handed_to_another_process_is_not_ours(
+    command: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "env.py").write_text(LOOKING)
+    env = {**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": "1"}
+    server = command("serve", "env:Looking", "-w", "1", "-b", "127.0.0.1:0", env=env).ready()
+    assert server.ask(b"") == b"[]"
+
+
+def test_sockets_that_are_not_there_are_misuse(handed: Callable[..., Server]) -> None:
+    server = handed([], "env:Looking", LISTEN_FDS="many")
+    server.saw("prefork-server: LISTEN_FDS must be a number of sockets, 1 to 1024, not 'many'")
+    assert server.wait() == 2
 
 
 # serve: who imports, and what if that fails

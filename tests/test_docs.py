@@ -28,6 +28,7 @@ from .conftest import PATIENCE, Starter, alive, children, eventually, unmeasured
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+ROOMS = ["README.md", "SECURITY.md", "CONTRIBUTING.md"]
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 
 if not PAGES:
@@ -302,7 +303,17 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", PAGES)
+def test_each_claim_on_security_has_a_test_that_is_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    defined = dict(re.findall(r"^\[(\w+)\]: tests/(\S+)$", text, re.MULTILINE))
+    used = re.findall(r"\[test\]\[(\w+)\]", text)
+    assert sorted(used) == sorted(defined), "each is used once"
+    for target in defined.values():
+        module, _, test = target.partition("#")
+        assert f"def {test}(" in (ROOT / "tests" / module).read_text(), target
+
+
+@pytest.mark.parametrize("name", [*PAGES, *ROOMS])
 def test_lines_of_prose_are_at_most_120_long(name: str) -> None:
-    for line in page(name).splitlines():
-        assert len(line) <= 120 or line.startswith("|"), line
+    for line in (ROOT / name if name in ROOMS else DOCS / name).read_text().splitlines():
+        assert len(line) <= 120 or line.startswith(("|", "[", "    ")), line

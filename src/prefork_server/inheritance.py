@@ -63,6 +63,10 @@ class Inheritance:
                 return one[1]
         return None
 
+    def keys(self, beginning: str) -> list[str]:
+        """Of the sockets that nobody has taken yet, those that begin so."""
+        return [key for key, _, _ in self._sockets if key.startswith(beginning)]
+
     def take_lock(self, path: str) -> int | None:
         """The descriptor that holds the lock of this file."""
         if self._lock and self._lock[0] == path:

@@ -171,7 +171,8 @@ def _add_serve(parser: _Parser) -> None:
         action="append",
         metavar="ADDRESS",
         help="host:port, [::1]:port, unix:/path, udp:host:port, or fd://3, a socket that we were "
-        f"started with; may be said several times. Default: 0.0.0.0:$PORT, or {DEFAULT_BIND}",
+        f"started with; may be said several times. Default: those that systemd hands over, or else "
+        f"0.0.0.0:$PORT, or else {DEFAULT_BIND}",
     )
     how = parser.add_argument_group("how it is served")
     how.add_argument(
@@ -314,8 +315,8 @@ def parse(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> Opti
             said = {**_from(environ), **said}
         except Misuse as error:
             verb.error(str(error))
-    if spoken.verb == "serve" and not values["bind"] and environ.get("PORT"):
-        values["bind"] = [f"0.0.0.0:{environ['PORT']}"]
+    port = environ.get("PORT")
+    values["platform"] = [f"0.0.0.0:{port}"] if port else []
     return Options(spoken.verb, said, rest, values)
 
 

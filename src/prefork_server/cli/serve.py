@@ -31,6 +31,7 @@ from ..privileges import Identity, identity_of
 from ..remote import Remote
 from ..settings import Settings
 from ..signals import all_blocked
+from ..systemd import handed_over
 from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe
 from .target import LoadError, Target, users_traceback
@@ -105,6 +106,12 @@ def binds(texts: Sequence[str]) -> list[Bind]:
     return found
 
 
+def _handed_over() -> list[str]:
+    """The sockets of an init system: what it handed to us, or, after an upgrade, to the master
+    before us. Out of the environment with them: what the target starts is not who was meant."""
+    return [f"fd://{fd}" for fd in handed_over()] or inheritance().keys("fd://")
+
+
 def serve(options: Options) -> None:
     """Returns when the server has stopped, or runs as a daemon. Raises a PreforkError."""
     values = options.values
@@ -119,7 +126,8 @@ def serve(options: Options) -> None:
     settings = options.settings()  # those of the class come later; what is wrong is told now
     if settings.inline and values["daemon"]:
         raise Misuse("--inline is for the foreground, and --daemon leaves it")
-    found = binds(values["bind"] or [])
+    handed = _handed_over()
+    found = binds(values["bind"] or handed or values["platform"])
     keywords = {name: values[name] for name in KEYWORDS if values[name] is not None}
     udp = any(bind.udp for bind in found)
 
