@@ -31,7 +31,7 @@ from .reasons import company, why_killed, why_retired
 from .remote import Remote
 from .reports import Reports
 from .rotation import Rotation
-from .scoreboard import SECOND, SINCE, Scoreboard, in_ns
+from .scoreboard import LEFT, SECOND, SERVING, SINCE, STATE, WANTED, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
 from .systemd import Notifier
@@ -76,7 +76,7 @@ class Master:
         self._say = self._journal.say
         self._rotation = Rotation(self._board, self._journal)
         boot_ns = in_ns(job.settings.boot_timeout)
-        self._upgrade = Upgrade(boot_ns, job.listeners, claim, self._journal)
+        self._upgrade = Upgrade(boot_ns, job.listeners, claim, self._journal, self._board)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds: dict[int, int] = {}
@@ -119,8 +119,10 @@ class Master:
             self._rotation.look(self._pool)
             if self._upgrade.look(now_ns):
                 self._pool.hand_over()
+                self._board.set(0, STATE, LEFT)
             if self._is_done():
                 return
+            self._board.set(0, WANTED, self._pool.wanted)
             self._notifier.pulse(now_ns, self._status)
             plan = self._pool.plan(now_ns, self._awake_since_ns)
             self._carry_out(plan, now_ns)
@@ -207,6 +209,7 @@ class Master:
             inheritance().be_ready()
             self._claim.write()
         self._run_hook("ready", addresses)
+        self._board.set(0, STATE, SERVING)
         self._remote.is_ready(addresses)
 
     # Carry out

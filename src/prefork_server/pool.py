@@ -19,12 +19,18 @@ from .scoreboard import (
     DRAIN,
     DRAIN_ONCE,
     DUE,
+    FAILED,
+    GENERATION,
     LEAVING,
     NEVER,
+    PID,
     READY,
     REQUESTS,
     RETIRE,
     SECOND,
+    SERVED,
+    STATE,
+    STOPPING,
     WISH,
     Scoreboard,
     in_ns,
@@ -285,6 +291,7 @@ class Pool:
     def reloaded(self) -> None:
         """A new generation begins: whoever is there is due."""
         self.generation += 1
+        self.board.set(0, GENERATION, self.generation)
         self._reloading = True
         self._proven = self.reload_asked = self.reload_failed = False
         if self.any_ready():
@@ -293,11 +300,13 @@ class Pool:
     def settled(self) -> None:
         """The new generation serves, and of the old one everybody was told to go."""
         self._reloading, self._proven, self.reload_failed = False, True, False
+        self.board.set(0, SERVED, self.generation)
 
     def forked(self, slot: int, pid: int, now_ns: int) -> WorkerHandle:
         self._fork_failures = 0
         worker = WorkerHandle(slot, pid, now_ns, self.generation)
         self._workers[pid] = worker
+        self.board.occupy(slot, pid, now_ns, self.generation)
         return worker
 
     def fork_failed(self, now_ns: int) -> float:
@@ -336,6 +345,7 @@ class Pool:
         serves_on = self.serves_on(worker, now_ns)
         self._proven = self._is_proven(now_ns)
         del self._workers[worker.pid]
+        board.set(worker.slot, PID, 0)
         booted = self.ready(worker)
         self._was_ready = self._was_ready or booted
         self._stop_was_asked = self._stop_was_asked or self._asks_stop(worker)
@@ -349,6 +359,7 @@ class Pool:
             slot.rest_until_ns = now_ns + in_ns(delay)
             if worker.generation == self.generation and not self._proven:
                 self.reload_failed = True
+                board.set(0, FAILED, self.generation)
         else:
             slot.false_starts = 0
         return Death(
@@ -372,6 +383,7 @@ class Pool:
         """
         if not self.stopping:
             self._farewell = DRAIN_ONCE if ajar else DRAIN
+            self.board.set(0, STATE, STOPPING)
         self.stopping = True
         self.hurried = self.hurried or hurry
         self.wanted = 0

@@ -3,37 +3,46 @@
 One file in memory, a stretch of it for each slot. A worker writes to its own
 stretch, even from a crash handler; the master reads it when the worker is gone,
 or is about to be killed. It is text from another process: cleaned, and cut.
+
+What workers show to the command goes to a file of its own, each line behind the last, and is
+no matter of the master's: so whoever looks, and however often, leaves no word in a report.
 """
 
+import fcntl
 import os
 from typing import Final
 
 _STRETCH: Final = 1 << 20  # bytes; sparse: what is not written takes no memory
+STACKS: Final = "prefork-stacks"
 _LONGEST: Final = 64 * 1024  # bytes that are worth a log record
 
 
 class Reports:
     def __init__(self) -> None:
         self._fd = os.memfd_create("prefork-reports")
+        self.stacks: int = os.memfd_create(STACKS)
+        # Whoever has emptied it finds the next word at its beginning.
+        fcntl.fcntl(self.stacks, fcntl.F_SETFL, os.O_APPEND)
 
     def open_in_worker(self, slot: int) -> int:
         """A descriptor for this worker alone: it has an offset of its own, at its stretch."""
         fd = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY)
         os.lseek(fd, slot * _STRETCH, os.SEEK_SET)
-        self.close()
+        os.close(self._fd)
         return fd
 
     def read(self, slot: int) -> str:
-        return _clean(self._stretch(slot).strip(b"\0"))
+        return cleaned(self._stretch(slot).strip(b"\0"))
 
     def take(self, slot: int) -> str:
         """Read, and wipe for the next worker in this slot."""
         raw = self._stretch(slot).rstrip(b"\0")
         os.pwrite(self._fd, bytes(len(raw)), slot * _STRETCH)
-        return _clean(raw.strip(b"\0"))
+        return cleaned(raw.strip(b"\0"))
 
     def close(self) -> None:
         os.close(self._fd)
+        os.close(self.stacks)
 
     def _stretch(self, slot: int) -> bytes:
         return os.pread(self._fd, _STRETCH, slot * _STRETCH)
@@ -44,6 +53,6 @@ def leave_report(fd: int, text: str) -> None:
     os.write(fd, text.encode("utf-8", "backslashreplace")[:_LONGEST])
 
 
-def _clean(raw: bytes) -> str:
+def cleaned(raw: bytes) -> str:
     text = raw[:_LONGEST].decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text).rstrip()

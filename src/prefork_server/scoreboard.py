@@ -13,17 +13,34 @@ One row a slot, each 16 aligned words of 8 bytes and 64 bytes of text:
     requests   worker          connections taken since it was forked; over HTTP, requests
     since      worker          when the present one was taken, monotonic ns; 0 = idle
     rotation   worker          the last rotation of the logs that it has followed
+    pid        master          of the worker; 0 = the row is free
+    forked     master          when it was forked, monotonic ns
+    generation master          of which reload it is, from 1
     peer       worker          who is being served (text: may tear, checked when read)
 
-Row 0 is nobody's: there ``rotation`` is the one that the master has begun. The deadline, as
-the rotation, is the master's before the fork and the worker's after it. So every
-field has one writer at a time and is one aligned word: there is no lock, and a
+The deadline, as the rotation, is the master's before the fork and the worker's after it. So
+every field has one writer at a time and is one aligned word: there is no lock, and a
 worker killed in the middle of anything leaves nothing torn.
+
+Row 0 is the master's own, about the whole: its ``pid``, the ``generation`` of whoever is
+forked from now on, the ``rotation`` that it has begun, and
+
+    layout           which layout this is: who reads it from outside looks here first
+    wanted           how many workers there should be
+    state            BOOTING, SERVING, STOPPING, or LEFT to a successor
+    served           the newest generation that has replaced all before it
+    failed           the newest whose first worker came to nothing
+    successor        the pid of the one that an upgrade has started; 0 = none is under way
+    upgrades_failed  how many were refused, or ended before they had everything
+
+The memory has a name: the command finds it in ``/proc/PID/fd``, and reads it there. The
+descriptor is the one that ``mmap`` keeps. Workers have it too, as they have the memory.
 
 Nothing here knows a process: who writes what is up to ``pool`` and ``worker``.
 """
 
 import mmap
+import os
 from typing import Final
 
 _WORDS: Final = 16  # 128 bytes: neighbours never share a cache line
@@ -39,6 +56,24 @@ ASKS_STOP: Final = 6
 ROTATION: Final = 7
 DUE: Final = 8
 MEMORY: Final = 9
+PID: Final = 10
+FORKED: Final = 11
+GENERATION: Final = 12
+
+# Of row 0. To change anything above or below is to change the last digits of LAYOUT.
+THIS_LAYOUT: Final = 0x70726566_0001
+LAYOUT: Final = 0
+WANTED: Final = 1
+STATE: Final = 2
+SERVED: Final = 3
+FAILED: Final = 4
+SUCCESSOR: Final = 5
+UPGRADES_FAILED: Final = 6
+
+BOOTING: Final = 0
+SERVING: Final = 1
+STOPPING: Final = 2
+LEFT: Final = 3
 
 STAY: Final = 0
 RETIRE: Final = 1  # finish what you have, then go
@@ -47,6 +82,8 @@ DRAIN_ONCE: Final = 3  # the same, but the door stays ajar: go when the queue wa
 
 WORN: Final = 1  # it has served max_requests
 TOO_LARGE: Final = 2  # it holds more than max_worker_memory
+
+NAME: Final = "prefork-scoreboard"
 
 SECOND: Final = 1_000_000_000  # ns: all times here are time.monotonic_ns()
 NEVER: Final = 1 << 62  # ns; half of what a word holds, so that adding to it never overflows
@@ -60,11 +97,36 @@ class Scoreboard:
     """``capacity`` rows, numbered from 1, shared with every process forked from now on."""
 
     def __init__(self, capacity: int) -> None:
-        rows = capacity + 1
-        self._map = mmap.mmap(-1, rows * (_WORDS * 8 + _TEXT))
-        self.words: memoryview[int] = memoryview(self._map)[: rows * _WORDS * 8].cast("q")
-        self._text = memoryview(self._map)[rows * _WORDS * 8 :]
-        self.capacity = capacity
+        fd = os.memfd_create(NAME)
+        try:
+            os.ftruncate(fd, (capacity + 1) * (_WORDS * 8 + _TEXT))
+            self._lay_out(mmap.mmap(fd, 0))
+        finally:
+            os.close(fd)
+        for field, value in ((PID, os.getpid()), (GENERATION, 1), (SERVED, 1)):
+            self.set(0, field, value)
+        self.set(0, LAYOUT, THIS_LAYOUT)
+
+    @classmethod
+    def read_only(cls, fd: int) -> "Scoreboard":
+        """Another process's, to look at. Raises ValueError if it is none of this layout."""
+        board = cls.__new__(cls)
+        size = os.fstat(fd).st_size
+        if size < 2 * (_WORDS * 8 + _TEXT) or size % (_WORDS * 8 + _TEXT):
+            raise ValueError(f"a scoreboard of {size} bytes")
+        board._lay_out(mmap.mmap(fd, size, prot=mmap.PROT_READ))
+        if board.get(0, LAYOUT) != THIS_LAYOUT:
+            layout = board.get(0, LAYOUT)
+            board.close()
+            raise ValueError(f"a scoreboard of layout {layout:#x}, and not {THIS_LAYOUT:#x}")
+        return board
+
+    def _lay_out(self, memory: mmap.mmap) -> None:
+        rows = len(memory) // (_WORDS * 8 + _TEXT)
+        self._map = memory
+        self.words: memoryview[int] = memoryview(memory)[: rows * _WORDS * 8].cast("q")
+        self._text = memoryview(memory)[rows * _WORDS * 8 :]
+        self.capacity = rows - 1
 
     @staticmethod
     def at(slot: int, field: int) -> int:
@@ -84,6 +146,17 @@ class Scoreboard:
         self.set(slot, DEADLINE, deadline)
         self.set(slot, ROTATION, self.get(0, ROTATION))  # it is forked with the files of today
         self.set_peer(slot, None)
+
+    def occupy(self, slot: int, pid: int, forked_ns: int, generation: int) -> None:
+        """Who is there: last the pid, which says that the rest is true."""
+        self.set(slot, FORKED, forked_ns)
+        self.set(slot, GENERATION, generation)
+        self.set(slot, PID, pid)
+
+    def occupied(self) -> list[int]:
+        """The slots with somebody in them."""
+        pids = self.words[_WORDS + PID :: _WORDS].tolist()
+        return [slot for slot, pid in enumerate(pids, 1) if pid > 0]
 
     def set_peer(self, slot: int, peer: object) -> None:
         """Note who is being served: a ``(host, port)``; anything else has no name."""

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 WHERE = signal.SIGRTMIN + 1  # to a worker: write down where you are
+SHOW = signal.SIGRTMIN + 3  # to a worker, from the command: show where you are
 ORPHANED = signal.SIGRTMIN + 2  # to a worker, from the kernel: the master is gone
 
 # A crash while these are blocked leaves no word.

@@ -28,7 +28,7 @@ from .inheritance import READY, VARIABLE, WORDS, YOURS, inheritance
 from .journal import Journal
 from .listeners import Listener
 from .pidfile import Claim
-from .scoreboard import NEVER, SECOND
+from .scoreboard import NEVER, SECOND, SUCCESSOR, UPGRADES_FAILED, Scoreboard
 from .signals import all_blocked
 
 _PROBATION_NS: Final = 2 * SECOND  # who crashes so soon after it was ready is no successor
@@ -53,12 +53,18 @@ class Upgrade:
     """The old master's half. It is told the time, and says when to leave."""
 
     def __init__(
-        self, boot_ns: int, listeners: Sequence[Listener], claim: Claim, journal: Journal
+        self,
+        boot_ns: int,
+        listeners: Sequence[Listener],
+        claim: Claim,
+        journal: Journal,
+        board: Scoreboard,
     ) -> None:
         self._boot_ns = boot_ns
         self._listeners = listeners
         self._claim = claim
         self._say = journal.say
+        self._board = board  # where whoever asked for it sees what came of it
         self._pid = 0  # of the successor; 0: there is none
         self._talk: socket.socket | None = None
         self._begun_ns = 0
@@ -76,6 +82,8 @@ class Upgrade:
             except OSError as error:
                 refusal = f"cannot fork: {error.strerror}"
         if refusal:
+            if not self._pid:  # of that one, too, it is seen how it ends
+                self._count_failure()
             self._say(logging.WARNING, "upgrade_refused", None, "SIGUSR2: no upgrade: %s", refusal)
         else:
             message = "SIGUSR2: started a successor, pid=%d"
@@ -145,6 +153,7 @@ class Upgrade:
             if lock:
                 os.close(lock[1])
         self._talk, self._pid = ours, pid
+        self._board.set(0, SUCCESSOR, pid)
         self._begun_ns, self._ready_ns, self._killed, self._reason = now_ns, NEVER, False, ""
 
     def _signal(self, signum: int) -> None:
@@ -167,6 +176,7 @@ class Upgrade:
             when = f"since it was not ready within {self._boot_ns / SECOND:g}s"
         reason = f": {self._reason}" if self._reason else ""
         pid = self._pid
+        self._count_failure()
         self._forget()
         with suppress(ConfigError):  # a full disk; the number inside is information
             self._claim.write()
@@ -198,8 +208,12 @@ class Upgrade:
         self._forget()
         return True
 
+    def _count_failure(self) -> None:
+        self._board.set(0, UPGRADES_FAILED, self._board.get(0, UPGRADES_FAILED) + 1)
+
     def _forget(self) -> None:
         self._pid = 0
+        self._board.set(0, SUCCESSOR, 0)
         self.close()
 
 

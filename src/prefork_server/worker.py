@@ -17,7 +17,7 @@ from .here import stand_here
 from .job import Job, nothing
 from .logfiles import flush_streams
 from .reports import leave_report
-from .signals import ORPHANED, WHERE, Bell, make_room_for_signals
+from .signals import ORPHANED, SHOW, WHERE, Bell, make_room_for_signals
 
 # Of the signals that mean something to the master, or that a terminal sends to all
 # its processes: in a worker they do nothing. Not SIG_IGN, which programs started
@@ -48,6 +48,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     report = shared.reports.open_in_worker(slot)
     faulthandler.enable(report)
     faulthandler.register(WHERE, report, chain=False)
+    faulthandler.register(SHOW, shared.reports.stacks, chain=False)
     make_room_for_signals()
     bell = Bell()
     master = MasterHandle(slot, job, shared, bell)
@@ -61,7 +62,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     signal.signal(signal.SIGQUIT, master._go)
     signal.signal(ORPHANED, master._orphaned)
     signal.set_wakeup_fd(bell.rope, warn_on_full_buffer=False)
-    heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, *_NOT_FOR_WORKERS}
+    heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, SHOW, *_NOT_FOR_WORKERS}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - heard)
     _follow(shared, master)
     shared.title.show_worker(slot)

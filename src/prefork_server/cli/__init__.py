@@ -1,7 +1,7 @@
 """The command: ``prefork-server VERB``. Nobody imports it but ``__main__``.
 
-Errors are one line, and exit codes say whose fault it was: 0 stopped as asked, 1 a crash,
-2 misuse, 3 could not boot, 4 already running.
+Errors are one line, and exit codes say whose fault it was: 0 stopped, or done, as asked, 1 a
+crash, or not done, 2 misuse, 3 could not boot, 4 already running.
 """
 
 import sys
@@ -32,7 +32,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if options.verb == "run":
             raise  # the program's own
-        return 0  # before the server heard signals itself, or told twice
+        # Before the server heard signals itself, or told twice; of the others it ends the wait.
+        return 0 if options.verb in ("serve", "status") else 1
 
 
 def exit_code(error: PreforkError) -> int:
@@ -53,6 +54,10 @@ def _do(options: Options) -> int:
 
         run(options)
         return 0
-    from .control import stop
+    if options.verb in ("status", "stacks"):
+        from .look import look
 
-    return stop(options)
+        return look(options)
+    from .control import control
+
+    return control(options)

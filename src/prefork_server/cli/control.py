@@ -1,30 +1,160 @@
-"""``stop``: by the pid file of a server, and not before it is gone."""
+"""The verbs that change a running server: each asks by a signal, waits for what comes of it,
+and says by its exit code whether it happened.
 
-import fcntl
+Which server is meant is said by its pid file, and how far it is by its scoreboard.
+"""
+
 import os
 import select
 import signal
-import stat
 import sys
 import time
+from collections.abc import Callable
 
+from ..errors import PreforkError
+from ..scoreboard import (
+    FAILED,
+    GENERATION,
+    LEFT,
+    ROTATION,
+    SERVED,
+    SERVING,
+    STATE,
+    STOPPING,
+    SUCCESSOR,
+    UPGRADES_FAILED,
+    WANTED,
+)
+from .holder import Holder, NotDone, held, holder, others, wait
 from .options import PROG, Misuse, Options
 
+_ANSWER = 0.5  # seconds after which a signal is sent again: one that was pending is one
 
-def stop(options: Options) -> int:
-    """0 when the server has ended, 1 if it has not within the time. Raises Misuse if none
-    runs there."""
-    path = options.values["pid_file"]
-    within = options.values["within"]
-    pidfd, pid = _holder(path)
+
+def control(options: Options) -> int:
+    """Exit code 0 when it has happened, 1 if not within the time. Raises NotDone as soon as it
+    has failed, and Misuse if no server runs there."""
+    if options.verb == "stop":
+        return _stop(options)
+    path, within = options.values["pid_file"], options.values["within"]
+    with held(path) as server:
+        try:
+            what, done = _VERBS[options.verb](server, options)
+            happened = wait(what, within, done)
+        except PermissionError as error:
+            raise Misuse(others(server.pid, path)) from error
+        if not happened:
+            sys.stderr.write(f"{PROG}: {what}: not done after {within:g}s\n")
+        return 0 if happened else 1
+
+
+_Begun = tuple[str, Callable[[], bool]]  # what is waited for, and whether it is there
+
+
+def _reload(server: Holder, options: Options) -> _Begun:
+    _must_serve(server)
+    before = server.word(GENERATION)
+    server.signal(signal.SIGHUP)
+
+    def done() -> bool:
+        _must_stay(server)
+        # One that is under way comes first: ours is the next.
+        if server.word(GENERATION) > before and server.word(FAILED) > max(
+            before, server.word(SERVED)
+        ):
+            raise NotDone(f"the reload failed: the log of pid {server.pid} says why")
+        alone = all(row.generation > before for row in server.rows())
+        return server.word(SERVED) > before and alone
+
+    return f"reloading pid {server.pid}", done
+
+
+def _upgrade(server: Holder, options: Options) -> _Begun:
+    _must_serve(server)
+    if successor := server.word(SUCCESSOR):
+        raise NotDone(f"an upgrade is under way, pid {successor}")
+    failures = server.word(UPGRADES_FAILED)
+    server.signal(signal.SIGUSR2)
+
+    def done() -> bool:
+        gone, state = server.is_gone(), server.word(STATE)  # in this order
+        if server.word(UPGRADES_FAILED) > failures:
+            raise NotDone(f"the upgrade failed, pid {server.pid} serves on: its log says why")
+        if state == STOPPING:
+            raise NotDone(f"pid {server.pid} is stopping")
+        # A master that was killed has left everything, too.
+        if state != LEFT and not gone:
+            return False
+        try:
+            with held(server.path) as now:
+                return now.pid != server.pid and now.word(STATE) == SERVING
+        except PreforkError as error:
+            if gone:
+                raise NotDone(f"pid {server.pid} is gone, and {error}") from error
+            return False  # it changes hands
+
+    return f"upgrading pid {server.pid}", done
+
+
+def _reopen(server: Holder, options: Options) -> _Begun:
+    before = server.word(ROTATION)
+    server.signal(signal.SIGUSR1)
+
+    def done() -> bool:
+        _must_stay(server, or_stop=True)
+        return server.word(ROTATION) > before and all(
+            row.rotation > before for row in server.rows()
+        )
+
+    return f"reopening the logs of pid {server.pid}", done
+
+
+def _scale(server: Holder, options: Options) -> _Begun:
+    _must_serve(server)
+    number = options.values["number"]
+    seen, sent = -1, 0.0  # how many were wanted when we last asked, and when
+
+    def done() -> bool:
+        nonlocal seen, sent
+        _must_stay(server)
+        wanted, now = server.word(WANTED), time.monotonic()
+        if wanted != number:
+            if wanted != seen or now - sent > _ANSWER:
+                seen, sent = wanted, now
+                server.signal(signal.SIGTTIN if wanted < number else signal.SIGTTOU)
+            return False
+        staying = [row for row in server.rows() if not row.retiring]
+        return len(staying) == number and all(row.ready for row in staying)
+
+    return f"scaling pid {server.pid} to {number}", done
+
+
+def _must_serve(server: Holder) -> None:
+    if server.word(STATE) != SERVING:
+        raise NotDone(f"pid {server.pid} is only just starting, or stopping")
+
+
+def _must_stay(server: Holder, or_stop: bool = False) -> None:
+    if server.is_gone():
+        raise NotDone(f"pid {server.pid} has ended")
+    if server.word(STATE) in (STOPPING, LEFT) and not or_stop:
+        raise NotDone(f"pid {server.pid} is stopping")
+
+
+_VERBS = {"reload": _reload, "upgrade": _upgrade, "reopen": _reopen, "scale": _scale}
+
+
+def _stop(options: Options) -> int:
+    """Of any process that holds the file, of whatever version it is."""
+    path, within = options.values["pid_file"], options.values["within"]
+    pidfd, pid = holder(path)
     try:
-        now = options.values["now"]
-        signal.pidfd_send_signal(pidfd, signal.SIGINT if now else signal.SIGQUIT)
+        signal.pidfd_send_signal(pidfd, signal.SIGINT if options.values["now"] else signal.SIGQUIT)
         gone = _wait(pidfd, pid, within)
     except ProcessLookupError:
         gone = True  # it went by itself
     except PermissionError as error:
-        raise Misuse(f"pid {pid}, which holds {path}, is another user's") from error
+        raise Misuse(others(pid, path)) from error
     finally:
         os.close(pidfd)
     if not gone:
@@ -47,46 +177,3 @@ def _wait(pidfd: int, pid: int, within: float | None) -> bool:
     if terminal:
         sys.stderr.write(f"\rpid {pid} has stopped   \n")
     return True
-
-
-def _holder(path: str) -> tuple[int, int]:
-    """A descriptor of the process that holds the file, and its pid.
-
-    The lock says that somebody runs, and the number who. It is looked at again when we have
-    hold of the process: meanwhile the number could have become a stranger's.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise Misuse(f"{path}: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Misuse(f"{path} is no pid file")
-        pid = _number(path, fd)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            raise Misuse(f"{path} names pid {pid}: {error.strerror}") from error
-        try:
-            if _number(path, fd) != pid:
-                raise Misuse(f"{path} has changed hands just now")
-        except Misuse:
-            os.close(pidfd)
-            raise
-        return pidfd, pid
-    finally:
-        os.close(fd)
-
-
-def _number(path: str, fd: int) -> int:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    else:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # ours alone: nobody else has this descriptor
-        raise Misuse(f"nobody holds {path}: the server does not run")
-    text = os.pread(fd, 20, 0).partition(b"\n")[0]
-    if not text.isdigit() or int(text) <= 1:
-        raise Misuse(f"{path} is held, and its number is {text!r}")
-    return int(text)

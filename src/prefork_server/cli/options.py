@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import ConfigError
-from ..settings import Settings, settle
+from ..settings import MAX_WORKERS, Settings, settle
 
 PROG = "prefork-server"
 DEFAULT_BIND = "127.0.0.1:8000"
@@ -37,6 +37,17 @@ _GROUP_OF = {
     "how it is served": ("workers", "timeout", "inline"),
     "files": ("_path",),
 }
+_ASKED = {
+    "reload": "replace all workers, and wait until the new ones serve alone",
+    "upgrade": "start a new master on the same sockets, and wait until it has everything",
+    "reopen": "open the logs anew, and wait until nobody writes to the old files",
+    "scale": "have so many workers, and wait until they are ready",
+    "status": "show who serves, and what each worker does",
+    "stacks": "show where each worker is, in Python",
+}
+CONTROLS = ("stop", *_ASKED)
+"""The verbs that speak to a server that runs: they take its pid file."""
+
 _EPILOG = """\
 A word @FILE stands for the options in that file, with spaces or lines between them, and # comments.
 exit codes: 0 stopped as asked, 1 a crash, 2 misuse, 3 could not boot, 4 already running.
@@ -129,17 +140,27 @@ def parsers() -> tuple[_Parser, dict[str, _Parser]]:
     run.add_argument("-m", dest="module", metavar="MODULE", help="a module, as with python -m")
     for each in (serve, run):
         _add_settings(each)
-    stop.add_argument("pid_file", metavar="PIDFILE")
     stop.add_argument(
         "--now", action="store_true", help="do not wait for those who are served (INT)"
     )
-    stop.add_argument(
-        "--within",
-        metavar="SECONDS",
-        type=_seconds,
-        help="give up waiting after so many; never, if not said",
+    made = {"serve": serve, "run": run, "stop": stop}
+    for name, about in _ASKED.items():
+        number = " N" if name == "scale" else ""
+        made[name] = verb(name, about, f"{PROG} {name}{number} PIDFILE")
+    made["scale"].add_argument("number", metavar="N", type=_workers)
+    made["status"].add_argument(
+        "--watch", action="store_true", help="look again each second, until Ctrl-C"
     )
-    return parser, {"serve": serve, "run": run, "stop": stop}
+    for name in CONTROLS:
+        made[name].add_argument("pid_file", metavar="PIDFILE")
+        if name not in ("status", "stacks"):
+            made[name].add_argument(
+                "--within",
+                metavar="SECONDS",
+                type=_seconds,
+                help="give up waiting after so many; never, if not said",
+            )
+    return parser, made
 
 
 def _add_serve(parser: _Parser) -> None:
@@ -281,6 +302,14 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _workers(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= MAX_WORKERS):
+        raise argparse.ArgumentTypeError(
+            f"it takes a whole number of workers, 0 to {MAX_WORKERS}, not {text!r}"
+        )
+    return int(text)
+
+
 def _meanings() -> dict[str, str]:
     """The paragraphs of ``Settings``, by the names they stand under."""
     found = {}
@@ -310,7 +339,7 @@ def parse(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> Opti
         verb.error("which target? module:thing, module:factory() or path/to/file.py:thing")
     names = [field.name for field in fields(Settings)]
     said = {name: values.pop(name) for name in names if name in values}
-    if spoken.verb != "stop":
+    if spoken.verb not in CONTROLS:
         try:
             said = {**_from(environ), **said}
         except Misuse as error:

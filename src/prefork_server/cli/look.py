@@ -1,0 +1,170 @@
+"""``status`` and ``stacks``: what a running server does, looked at from outside.
+
+A worker's stack is written by its own crash handler, on a signal that is for this alone: it
+needs no tracing, stops nobody, and works while C code holds the GIL. It goes to a file of its
+own: in the worker's report it would stand in the log before whatever that dies of later, and
+many of them would run on into the next worker's.
+"""
+
+import fcntl
+import os
+import re
+import select
+import signal
+import sys
+import time
+from contextlib import ExitStack
+
+from ..reports import STACKS, cleaned
+from ..scoreboard import BOOTING, GENERATION, LEFT, SECOND, STATE, STOPPING, SUCCESSOR, WANTED
+from ..signals import SHOW
+from .holder import Holder, NotDone, Row, hears, held, links, others, signals_of
+from .options import Misuse, Options
+
+_PATIENCE = 2.0  # seconds for one worker to answer; one that is stopped never does
+_STATES = {BOOTING: "starting", STOPPING: "stopping", LEFT: "leaving to a successor"}
+_HEADS = ("slot", "pid", "state", "generation", "age", "requests", "busy for", "peer")
+
+
+def look(options: Options) -> int:
+    """Exit code 0 when all there is was shown, 1 if a worker did not answer. Raises Misuse if
+    no server runs there."""
+    path = options.values["pid_file"]
+    if options.verb == "stacks":
+        with held(path) as server:
+            return _stacks(server)
+    terminal = options.values["watch"] and sys.stdout.isatty()
+    while True:
+        with held(path) as server:  # anew each time: an upgrade changes it
+            text = "\n".join(table(server, time.monotonic_ns()))
+        sys.stdout.write(f"\033[H\033[J{text}\n" if terminal else f"{text}\n")
+        sys.stdout.flush()
+        if not options.values["watch"]:
+            return 0
+        select.poll().poll(1000)  # of nothing
+
+
+def table(server: Holder, now_ns: int) -> list[str]:
+    """One line for the whole, and one for each worker."""
+    rows = server.rows()
+    count = dict.fromkeys(("busy", "idle", "booting", "retiring"), 0)
+    for row in rows:
+        count[row.state] += 1
+    state = _STATES.get(server.word(STATE), "serving")
+    successor = server.word(SUCCESSOR)
+    lines = [
+        f"pid {server.pid}: {state}, generation {server.word(GENERATION)}, "
+        f"{len(rows)} workers of {server.word(WANTED)} wanted"
+        + "".join(f", {n} {state}" for state, n in count.items() if n)
+        + f", {sum(row.requests for row in rows)} requests"
+        + (f", upgrading to pid {successor}" if successor else "")
+    ]
+    cells = [_HEADS, *(_cells(row, now_ns) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        padded = [
+            cell.rjust(width) if head not in ("state", "peer") else cell.ljust(width)
+            for head, cell, width in zip(_HEADS, line, widths, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _cells(row: Row, now_ns: int) -> tuple[str, ...]:
+    busy = bool(row.since_ns)
+    return (
+        str(row.slot),
+        str(row.pid),
+        row.state,
+        str(row.generation),
+        _seconds(now_ns - row.forked_ns),
+        str(row.requests),
+        _seconds(now_ns - row.since_ns) if busy else "-",
+        (row.peer or "-") if busy else "-",
+    )
+
+
+def _seconds(passed_ns: int) -> str:
+    seconds = max(0, passed_ns) / SECOND
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
+def _stacks(server: Holder) -> int:
+    silent = 0
+    with ExitStack() as closing:
+        try:
+            (link,) = links(server.pid, STACKS)
+            paper = os.open(link, os.O_RDWR)
+        except (PermissionError, ValueError) as error:
+            raise Misuse(others(server.pid, server.path)) from error
+        closing.callback(os.close, paper)
+        fcntl.flock(paper, fcntl.LOCK_EX)  # one at a time: the workers write to one file
+        closing.callback(os.ftruncate, paper, 0)
+        for row in server.rows():
+            os.ftruncate(paper, 0)
+            try:
+                stack = _shown(row, server.pid, paper)
+            except NotDone as error:
+                stack = f"({error})"
+                silent += 1
+            sys.stdout.write(f"worker={row.slot} pid={row.pid} {row.state}\n{stack}\n\n")
+            sys.stdout.flush()
+    return 1 if silent else 0
+
+
+def _shown(row: Row, master: int, paper: int) -> str:
+    """Ask one worker, and wait until it has said everything."""
+    try:
+        pidfd = os.pidfd_open(row.pid)
+    except OSError:
+        raise NotDone("it is gone") from None
+    try:
+        if _parent(row.pid) != master:  # looked at when we have hold of it
+            raise NotDone("it is gone")
+        if not hears(row.pid, SHOW):
+            raise NotDone("it is only just starting")
+        deaf = _deaf(row.pid)
+        signal.pidfd_send_signal(pidfd, SHOW)
+        end = time.monotonic() + _PATIENCE
+        # The kernel blocks a signal in the thread that handles it, for as long as that takes.
+        while SHOW in _pending(row.pid) or _deaf(row.pid) - deaf or not os.fstat(paper).st_size:
+            if time.monotonic() > end:
+                raise NotDone(f"it has not answered within {_PATIENCE:g}s")
+            select.poll().poll(2)  # of nothing
+        return _workers_own(cleaned(os.pread(paper, os.fstat(paper).st_size, 0)))
+    except ProcessLookupError:
+        raise NotDone("it is gone") from None
+    except PermissionError:
+        raise NotDone("it is another user's") from None
+    finally:
+        os.close(pidfd)
+
+
+def _workers_own(stack: str) -> str:
+    """Without the frames below the worker, which were the master's at the fork."""
+    return re.sub(r'\n  File ".*" in become_worker(\n  File .*)*', "", stack)
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return int(stat.read().rpartition(b")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _pending(pid: int) -> set[int]:
+    return signals_of(f"/proc/{pid}/status", "ShdPnd")
+
+
+def _deaf(pid: int) -> set[str]:
+    """The threads that have it blocked."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        return set()
+    return {t for t in threads if SHOW in signals_of(f"/proc/{pid}/task/{t}/status", "SigBlk")}

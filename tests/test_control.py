@@ -1,0 +1,481 @@
+"""The verbs that speak to a running server: what they wait for, and what they say if it fails."""
+
+import fcntl
+import os
+import pty
+import pwd
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from prefork_server.cli.holder import Row
+from prefork_server.scoreboard import LAYOUT, PID, Scoreboard
+
+from .conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all
+
+pytestmark = pytest.mark.processes
+
+THINGS = """
+import ctypes, os, signal, socketserver, threading, time
+
+class Held(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(b"held\\n")
+        word = self.rfile.readline()
+        if word == b"gil\\n":
+            libc = ctypes.PyDLL(None)  # whose functions keep the GIL
+            self.wfile.write(b"now\\n")
+            while not os.path.exists("free"):
+                libc.usleep(200_000)  # here
+        if word == b"deaf\\n":
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            self.wfile.write(b"now\\n")
+            self.rfile.readline()
+        if word == b"raise\\n":
+            os._exit(3)
+        self.wfile.write(b"%d" % os.getpid())
+"""
+
+
+def asked(directory: Path, *words: str, within: float = PATIENCE) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "prefork_server", *words],
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        timeout=within,
+    )
+
+
+@pytest.fixture
+def serve(start: Starter, tmp_path: Path) -> Callable[..., Server]:
+    """``serve`` as a user would, with a pid file ``x.pid``, and all workers ready."""
+
+    def serve(*options: str, workers: int = 2, things: str = THINGS) -> Server:
+        (tmp_path / "things.py").write_text(things)
+        script = ROOT / "src/prefork_server/__main__.py"
+        runner = tmp_path / "runner.py"
+        runner.write_text(
+            f"import sys; sys.path[0] = {str(script.parent.parent)!r}\n"
+            "from prefork_server.cli import main\nsys.exit(main())\n"
+        )
+        server = start.script(
+            runner,
+            *("serve", "things.py:Held", "-b", "127.0.0.1:0", "-p", "x.pid"),
+            *("-w", str(workers), *options),
+        )
+        return server.all_ready(workers)
+
+    return serve
+
+
+def held(server: Server) -> socket.socket:
+    client = server.connect()
+    assert client.recv(5) == b"held\n"
+    return client
+
+
+def let_go(client: socket.socket, word: bytes = b"go\n") -> int:
+    client.sendall(word)
+    return int(read_all(client))
+
+
+# What they wait for
+
+
+def test_reload_returns_when_nobody_of_the_old_generation_is_left(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    old = server.workers()
+    said = asked(tmp_path, "reload", "x.pid")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert server.saw("generation 2 serves")
+    assert not any(map(alive, old))
+    assert len(server.workers()) == 2
+
+
+def test_a_reload_waits_for_who_is_served_and_gives_up_when_it_is_told_to(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve(workers=1)
+    with held(server) as client:
+        said = asked(tmp_path, "reload", "--within", "1.5", "x.pid")
+        assert said.returncode == 1
+        assert said.stderr == (f"prefork-server: reloading pid {server.pid}: not done after 1.5s\n")
+        let_go(client)
+
+
+def test_a_reload_that_fails_is_told_at_once(serve: Callable[..., Server], tmp_path: Path) -> None:
+    server = serve()
+    server.expect_error("reload failed")
+    (tmp_path / "things.py").write_text("raise RuntimeError('broken')")
+    for _ in range(2):  # the second while the first is still tried again
+        said = asked(tmp_path, "reload", "x.pid")
+        assert (said.returncode, said.stderr) == (
+            1,
+            f"prefork-server: the reload failed: the log of pid {server.pid} says why\n",
+        )
+    assert len(server.workers()) >= 2
+    (tmp_path / "things.py").write_text(THINGS)
+    assert asked(tmp_path, "reload", "x.pid").returncode == 0
+    with held(server) as client:
+        assert let_go(client) in server.workers()
+
+
+def test_upgrade_returns_when_the_successor_has_everything(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    said = asked(tmp_path, "upgrade", "x.pid")
+    assert (said.returncode, said.stderr) == (0, "")
+    server.saw("leaving")
+    successor = int((tmp_path / "x.pid").read_text())
+    assert successor != server.pid
+    assert f"pid {successor}: serving" in asked(tmp_path, "status", "x.pid").stdout
+    assert asked(tmp_path, "stop", "x.pid").returncode == 0
+    server.wait()
+
+
+def test_an_upgrade_that_fails_is_told_and_the_old_one_serves(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    server.expect_error("upgrade failed")
+    (tmp_path / "things.py").write_text("raise RuntimeError('broken')")
+    said = asked(tmp_path, "upgrade", "x.pid")
+    assert (said.returncode, said.stderr) == (
+        1,
+        f"prefork-server: the upgrade failed, pid {server.pid} serves on: its log says why\n",
+    )
+    with held(server) as client:
+        let_go(client)
+
+
+def test_a_second_upgrade_is_refused_while_one_is_under_way(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    os.mkfifo(tmp_path / "gate")
+    (tmp_path / "things.py").write_text("open('gate').close()\n" + THINGS)
+    server.signal(signal.SIGUSR2)
+    successor = server.saw(r"started a successor, pid=(\d+)")[0][1]
+    said = asked(tmp_path, "upgrade", "x.pid")
+    assert (said.returncode, said.stderr) == (
+        1,
+        f"prefork-server: an upgrade is under way, pid {successor}\n",
+    )
+    assert f"upgrading to pid {successor}" in asked(tmp_path, "status", "x.pid").stdout
+    server.signal(signal.SIGINT)  # and the successor with it
+    server.wait()
+
+
+def test_reopen_returns_when_every_worker_has_followed(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve(workers=3)
+    with held(server) as client:
+        said = asked(tmp_path, "reopen", "--within", "0.5", "x.pid")
+        assert said.returncode == 1
+        assert not server.count("rotation 1 done")
+        let_go(client)
+    assert asked(tmp_path, "reopen", "x.pid").returncode == 0
+    assert server.saw("rotation 2, logs reopened")
+
+
+def test_scale_returns_when_there_are_so_many(serve: Callable[..., Server], tmp_path: Path) -> None:
+    server = serve()
+    for number in (7, 3, 0, 1):
+        said = asked(tmp_path, "scale", str(number), "x.pid")
+        assert (said.returncode, said.stderr) == (0, "")
+        said = asked(tmp_path, "status", "x.pid")
+        assert f" of {number} wanted" in said.stdout
+        eventually(lambda number=number: len(server.workers()) == number)
+
+
+def test_beyond_its_limits_scale_is_misuse() -> None:
+    for number in ("-1", "2049", "many", "1.5"):
+        said = asked(Path("/"), "scale", number, "x.pid")
+        assert said.returncode == 2
+        assert len(said.stderr.splitlines()) == 1
+    assert "0 to 2048, not '1.5'" in said.stderr
+
+
+# What is shown
+
+
+def test_status_says_what_each_worker_does(serve: Callable[..., Server], tmp_path: Path) -> None:
+    server = serve()
+    with held(server) as client:
+        port = client.getsockname()[1]
+        said = asked(tmp_path, "status", "x.pid")
+        assert said.returncode == 0
+        first, heads, *rows = said.stdout.splitlines()
+        assert first == (
+            f"pid {server.pid}: serving, generation 1, 2 workers of 2 wanted, 1 busy, 1 idle, "
+            "1 requests"
+        )
+        assert heads.split() == "slot pid state generation age requests busy for peer".split()
+        assert {int(row.split()[1]) for row in rows} == set(server.workers())
+        busy = r" *\d +\d+ +busy +1 +\d+\.\ds +1 +\d+\.\ds +127\.0\.0\.1:"
+        assert sum(bool(re.match(busy + f"{port}$", row)) for row in rows) == 1
+        assert sum(" idle " in row and row.endswith("  -  -") for row in rows) == 1
+        let_go(client)
+
+
+def test_status_is_refreshed_on_a_terminal_until_ctrl_c(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    ours, theirs = pty.openpty()
+    with ExitStack() as closing:
+        closing.callback(os.close, ours)
+        watcher = subprocess.Popen(
+            [sys.executable, "-m", "prefork_server", "status", "--watch", "x.pid"],
+            stdout=theirs,
+            stderr=theirs,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+        os.close(theirs)
+        seen = b""
+        while seen.count(b"\x1b[H") < 2:
+            seen += os.read(ours, 4096)
+        watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(PATIENCE) == 0
+    assert seen.count(b"pid %d: serving" % server.pid) >= 1
+
+
+def test_a_state_is_the_first_that_holds() -> None:
+    def row(ready: bool, retiring: bool, since_ns: int) -> str:
+        return Row(1, 2, 1, 0, ready, retiring, 0, since_ns, 0, "").state
+
+    assert row(False, False, 0) == "booting"
+    assert row(True, False, 0) == "idle"
+    assert row(True, False, 5) == "busy"
+    assert row(True, True, 5) == row(False, True, 0) == "retiring"
+
+
+def test_stacks_show_each_worker_even_one_that_keeps_the_gil_in_c(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    with held(server) as gil, held(server) as waiting:
+        gil.sendall(b"gil\n")
+        assert gil.recv(4) == b"now\n"
+        said = asked(tmp_path, "stacks", "x.pid")
+        assert (said.returncode, said.stderr) == (0, "")
+        place = 1 + next(n for n, line in enumerate(THINGS.splitlines()) if line.endswith("# here"))
+        assert said.stdout.count(f'things.py", line {place} in handle') == 1
+        assert said.stdout.count("in handle\n") == 2
+        assert "become_worker" not in said.stdout
+        assert len(re.findall(r"^worker=\d pid=\d+ busy$", said.stdout, re.MULTILINE)) == 2
+        (tmp_path / "free").touch()
+        read_all(gil)
+        let_go(waiting)
+
+
+def test_who_does_not_answer_is_named_and_the_others_are_shown(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    with held(server) as deaf, held(server) as waiting:
+        deaf.sendall(b"deaf\n")
+        assert deaf.recv(4) == b"now\n"
+        said = asked(tmp_path, "stacks", "x.pid")
+        assert said.returncode == 1
+        assert said.stdout.count("(it has not answered within 2s)") == 1
+        assert said.stdout.count("in handle\n") == 1
+        let_go(deaf)
+        let_go(waiting)
+
+
+def test_many_who_look_at_stacks_leave_no_word_in_what_a_worker_dies_of(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve(workers=1)
+    server.expect_error("reaped: exit code 3")
+    answers = []
+    with held(server) as client:
+        lookers = [
+            threading.Thread(target=lambda: answers.append(asked(tmp_path, "stacks", "x.pid")))
+            for _ in range(4)
+        ]
+        for looker in lookers:
+            looker.start()
+        for looker in lookers:
+            looker.join()
+        assert [answer.stdout.count("in handle\n") for answer in answers] == [1] * 4
+        client.sendall(b"raise\n")
+        read_all(client)
+    server.saw("exit code 3")
+    assert "Current thread" not in server.log
+
+
+def test_a_hang_after_stacks_is_told_with_its_place_alone(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve("-t", "3", workers=1)
+    server.expect_error("silent for more than", "reaped: killed")
+    with held(server) as client:
+        client.sendall(b"gil\n")
+        assert client.recv(4) == b"now\n"
+        assert asked(tmp_path, "stacks", "x.pid").returncode == 0
+        server.saw("killing")
+    server.saw("reaped")
+    assert server.count("^Current thread") == 1
+
+
+# Who is meant
+
+
+VERBS = (["reload"], ["upgrade"], ["reopen"], ["scale", "3"], ["status"], ["stacks"])
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
+def test_nobody_is_asked_where_no_server_runs(verb: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    said = asked(tmp_path, *verb, "x.pid")
+    assert (said.returncode, said.stderr) == (
+        2,
+        "prefork-server: x.pid: No such file or directory\n",
+    )
+    path.write_text(f"{os.getpid()}\n")
+    said = asked(tmp_path, *verb, "x.pid")
+    assert said.returncode == 2
+    assert "nobody holds x.pid" in said.stderr
+    with path.open() as lock:  # a stranger, whom most of these signals would end
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = asked(tmp_path, *verb, "x.pid")
+    assert (said.returncode, said.stderr) == (
+        2,
+        f"prefork-server: pid {os.getpid()} is no server, or none yet\n",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
+def test_another_users_server_is_left_alone(
+    verb: list[str], serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    nobody = pwd.getpwnam("nobody")
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        "from prefork_server.cli import main, control, look, holder\n"
+        f"os.setgroups([]); os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})\n"
+        f"sys.exit(main({[*verb, 'x.pid']!r}))"
+    )
+    path = tmp_path
+    with ExitStack() as closing:
+        while path != path.parent:  # what lies above is closed to others
+            mode = path.stat().st_mode & 0o7777
+            if not mode & 0o005 == 0o005 and path.is_relative_to("/tmp"):
+                path.chmod(mode | 0o005)
+                closing.callback(path.chmod, mode)
+            path = path.parent
+        said = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=PATIENCE,
+        )
+    assert said.stderr == (
+        f"prefork-server: pid {server.pid}, which holds x.pid, is another user's\n"
+    )
+    assert said.returncode == 2
+
+
+def test_a_signal_that_would_end_a_server_in_a_thread_is_not_sent(
+    start: Starter, tmp_path: Path
+) -> None:
+    server = start("""
+        with PreforkTCPServer(("127.0.0.1", 0), Echo, pid_path="x.pid") as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            signal.signal(signal.SIGQUIT, lambda *_: server.shutdown())
+            thread.join()
+    """)
+    server.ready()
+    eventually(lambda: "serving" in asked(tmp_path, "status", "x.pid").stdout)
+    for verb in (["reload"], ["upgrade"], ["reopen"], ["scale", "3"]):
+        said = asked(tmp_path, *verb, "x.pid")
+        assert said.returncode == 1
+        assert re.search(r"pid \d+ does not hear SIG", said.stderr)
+    assert server.ask() == b"hello"
+
+
+def test_a_server_started_with_nohup_is_not_reloaded_and_not_waited_for(
+    start: Starter, tmp_path: Path
+) -> None:
+    server = start("""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        serve(Echo, pid_path="x.pid")
+    """).ready()
+    eventually(lambda: "serving" in asked(tmp_path, "status", "x.pid").stdout)
+    said = asked(tmp_path, "reload", "x.pid")
+    assert said.returncode == 1
+    assert "started with nohup" in said.stderr
+    assert server.ask() == b"hello"
+
+
+def test_a_server_that_stops_meanwhile_ends_the_wait(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve(workers=1)
+    with held(server) as client, ExitStack() as closing:
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "prefork_server", "reload", "x.pid"],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+        closing.enter_context(waiting)
+        server.saw("generation 2 serves")
+        server.signal(signal.SIGQUIT)
+        assert waiting.wait(PATIENCE) == 1
+        assert waiting.stderr
+        assert f"pid {server.pid} is stopping" in waiting.stderr.read()
+        let_go(client)
+    server.wait()
+
+
+def test_a_board_of_another_layout_or_size_is_not_read() -> None:
+    board = Scoreboard(2)
+    try:
+        assert board.get(0, PID) == os.getpid()
+        board.set(0, LAYOUT, 7)
+        fd = os.open(f"/proc/self/fd/{_named('prefork-scoreboard')}", os.O_RDONLY)
+        try:
+            with pytest.raises(ValueError, match="of layout 0x7, and not"):
+                Scoreboard.read_only(fd)
+        finally:
+            os.close(fd)
+    finally:
+        board.close()
+    fd = os.memfd_create("short")
+    try:
+        for size in (0, 100, 385):
+            os.ftruncate(fd, size)
+            with pytest.raises(ValueError, match=f"a scoreboard of {size} bytes"):
+                Scoreboard.read_only(fd)
+    finally:
+        os.close(fd)
+
+
+def _named(name: str) -> str:
+    links = {n: f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")}
+    return next(
+        n for n, link in links.items() if os.path.lexists(link) and name in os.readlink(link)
+    )
