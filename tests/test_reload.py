@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from prefork_server import MasterHandle, Preforker
 
-from .conftest import PATIENCE, ROOT, Server, Starter, alive, eventually
+from .certificates import make_certificate
+from .conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all
 from .hammer import HTTPHammer
 
 pytestmark = pytest.mark.processes
@@ -331,6 +333,48 @@ def test_over_http_requests_are_counted_and_not_connections(start: Starter) -> N
     with hammer:
         counts = [int(m[1]) for m in server.saw(r"served (\d+) requests, replaced", times=3)]
     assert min(counts) >= 18 and set(hammer.counts) == {"served"}
+
+
+@pytest.mark.parametrize("kind", ["PreforkHTTPServer", "PreforkHTTPServer over TLS", "plain"])
+def test_who_connects_and_asks_for_nothing_wears_no_worker_out(
+    start: Starter, tmp_path: Path, kind: str
+) -> None:
+    context = make_certificate(tmp_path)
+    tls = kind.endswith("TLS")
+    server = start(
+        PAGE
+        + """
+    from http.server import SimpleHTTPRequestHandler
+
+    class Server(PreforkHTTPServer):
+        defer_accept = 0
+
+    more = {"certfile": "server.pem"} if sys.argv[2:] else {}
+    handler = SimpleHTTPRequestHandler if sys.argv[1] == "plain" else Page
+    serve(handler, Server, workers=1, max_requests=1, **more)
+        """,
+        kind.split()[0],
+        *["tls"] * tls,
+    ).ready()
+
+    def visit(request: bytes) -> bytes:
+        with server.connect() as plain:
+            client = context.wrap_socket(plain, server_hostname="localhost") if tls else plain
+            with client:
+                if request:
+                    client.sendall(request)
+                elif isinstance(client, ssl.SSLSocket):
+                    client = client.unwrap()  # when the server has said goodbye, too
+                else:
+                    client.shutdown(socket.SHUT_WR)
+                return read_all(client)
+
+    for _ in range(3):
+        assert visit(b"") == b""
+    assert visit(b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"200"
+    server.saw("served 1 requests, replaced")
+    assert server.quit() == 0
+    assert server.count("requests, replaced") == 1
 
 
 def test_a_loop_of_ones_own_can_be_too_large(start: Starter) -> None:
