@@ -64,6 +64,20 @@ PAGE = """
             self.wfile.write(b"x" * 5000)
 """
 
+OTHER_PAGES = """
+    from prefork_server import PreforkWSGIServer
+    from http.server import BaseHTTPRequestHandler
+
+    class Plain(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        do_GET = Page.do_GET
+        def log_request(self, code): pass
+
+    def page(environ, start_response):
+        start_response("200 OK", [("Content-Length", "5000")])
+        return [b"x" * 5000]
+"""
+
 
 def breakable(start: Starter, boot_timeout: float = 60) -> Server:
     server = start(BROKEN, str(boot_timeout))
@@ -436,15 +450,22 @@ def test_memory_that_cannot_be_told_is_a_warning_and_no_limit(start: Starter) ->
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("kind", ["tcp", "unix", "tls", "wsgi", "wsgi over tls", "plain over tls"])
 def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten(
-    start: Starter, kind: str
+    start: Starter, tmp_path: Path, kind: str
 ) -> None:
-    program = "    serve(Page, PreforkHTTPServer, ADDRESS, workers=4, max_requests=10)"
-    address = '("127.0.0.1", 0)' if kind == "tcp" else f'["unix:{start.directory}/x.sock"]'
-    server = start(PAGE + program.replace("ADDRESS", address)).all_ready(4)
-    coming = HTTPHammer(server.address, 8)
-    keeping = HTTPHammer(server.address, 8, keeping=True)
+    trusting = make_certificate(tmp_path) if kind.endswith("tls") else None
+    served = {"w": "page, PreforkWSGIServer", "p": "Plain, PreforkHTTPServer"}
+    program = "    serve(SERVED, ADDRESS, workers=4, max_requests=10, certfile=CERTFILE)"
+    for name, value in {
+        "SERVED": served.get(kind[0], "Page, PreforkHTTPServer"),
+        "ADDRESS": f'["unix:{tmp_path}/x.sock"]' if kind == "unix" else '("127.0.0.1", 0)',
+        "CERTFILE": repr("server.pem" if trusting else None),
+    }.items():
+        program = program.replace(name, value)
+    server = start(PAGE + OTHER_PAGES + program).all_ready(4)
+    coming = HTTPHammer(server.address, 8, trusting=trusting)
+    keeping = HTTPHammer(server.address, 8, keeping=True, trusting=trusting)
     reloads = 10 if REQUESTS > 5000 else 3
     with coming, keeping:
         for generation in range(2, 2 + reloads):
