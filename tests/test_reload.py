@@ -446,6 +446,46 @@ def test_memory_that_cannot_be_told_is_a_warning_and_no_limit(start: Starter) ->
     assert server.count("forked") == 1
 
 
+# What a client is told
+
+
+def test_a_plain_handler_says_goodbye_with_the_answer_and_not_before(start: Starter) -> None:
+    server = start("""
+        from http.server import BaseHTTPRequestHandler
+        from prefork_server import current_master
+        from prefork_server.http import PreforkHTTPServer
+
+        class Plain(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_expect_100(self):
+                print("asked")
+                while current_master().wait(60):
+                    pass
+                return super().handle_expect_100()
+
+            def do_POST(self):
+                self.rfile.read(2)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        serve(Plain, PreforkHTTPServer, workers=1)
+    """).ready()
+    with server.connect() as client:
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+        )
+        server.saw("asked")
+        server.signal(signal.SIGQUIT)
+        interim = client.recv(1000)
+        client.sendall(b"hi")
+        answer = read_all(client)
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"\r\nConnection: close\r\n" in answer
+    assert server.wait() == 0
+
+
 # Under load
 
 
