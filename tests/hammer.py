@@ -1,6 +1,7 @@
 """Clients that knock without pause, each time with a new connection, or on a kept one."""
 
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -66,6 +67,7 @@ class HTTPHammer(Hammer):
 
     keeping: bool = False
     longest: float = 0.0  # seconds that one of them waited for an answer
+    trusting: ssl.SSLContext | None = None  # over TLS
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -74,6 +76,13 @@ class HTTPHammer(Hammer):
             except OSError:
                 self._count("refused")
                 return
+            if self.trusting:
+                try:
+                    client = self.trusting.wrap_socket(client, server_hostname="localhost")
+                except OSError:
+                    client.close()
+                    self._count("lost")
+                    continue
             with client:
                 self._stay(client)
 
@@ -87,6 +96,7 @@ class HTTPHammer(Hammer):
             self.longest = max(self.longest, time.monotonic() - began)
             self._count("lost" if outcome == "closed" and not asked else outcome)
             asked += 1
+            kept = kept and self.keeping
 
 
 def ask_http(client: socket.socket, request: bytes) -> tuple[str, bool]:

@@ -118,7 +118,15 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     | {"handler", "entrance", "forwarded", "visit"},
     "http.environ": {"grammar", "heads", "wire"},
     "http.wsgi": {"listeners", "logfiles", "environ", "handler", "reply", "wire"},
-    "http.application": {"errors", "listeners", "settings", "forwarded", "server", "wsgi"},
+    "http.application": {
+        "errors",
+        "listeners",
+        "servers",
+        "settings",
+        "forwarded",
+        "server",
+        "wsgi",
+    },
     "http.__init__": {"application", "handler", "server", "wire", "wsgi"},
 }
 

@@ -405,6 +405,39 @@ def test_a_renewed_certificate_is_served_by_workers_forked_afterwards(
             worker = int(ask(client))
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "served", ["Who", "Who, PreforkHTTPServer", "lambda *_: [], PreforkWSGIServer"]
+)
+def test_hup_renews_the_certificate_and_a_broken_one_leaves_the_last(
+    start: Starter, tmp_path: Path, served: str
+) -> None:
+    old = make_certificate(tmp_path)
+    server = start(
+        WHO
+        + f"""
+        from prefork_server import PreforkWSGIServer
+        from prefork_server.http import PreforkHTTPServer
+        serve({served}, workers=1, certfile="server.pem")
+        """
+    ).ready()
+    dial(server, old).close()
+    new = make_certificate(tmp_path)
+    server.signal(signal.SIGHUP)
+    server.saw("generation 2 serves$")
+    server.saw("reaped: exit code 0")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        dial(server, old)
+    dial(server, new).close()
+    (tmp_path / "server.pem").write_text("no certificate any more")
+    server.expect_error("renew failed", "Traceback")
+    server.signal(signal.SIGHUP)
+    server.saw("renew failed")
+    server.saw("generation 3 serves$")
+    server.saw("reaped: exit code 0", times=2)
+    dial(server, new).close()
+
+
 def test_a_context_of_the_programs_own_is_not_renewed() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with PreforkTCPServer(("127.0.0.1", 0), Nobody, ssl_context=context) as server:  # type: ignore[arg-type]

@@ -192,6 +192,19 @@ def test_on_one_connection_a_proxy_speaks_for_many() -> None:
     ]
 
 
+def test_of_a_request_that_is_refused_for_its_field_nothing_before_it_is_remembered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "prefork_server.access")
+    before = get(b"X-Forwarded-For: 203.0.113.9\r\n", last=False).replace(b"GET", b"HEAD")
+    with served(forwarded_from=("127.0.0.1",), access_log=True) as address:
+        answer = ask(address, before + get(b"X-Forwarded-For: me\r\n"))
+    assert answer.count(b"HTTP/1.1 400 ") == answer.count(b"is not an address") == 1
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("access")]
+    assert [line.split()[0] for line in lines] == ["203.0.113.9", "127.0.0.1"]
+    assert '"GET / HTTP/1.1" 400 ' in lines[1]
+
+
 @pytest.mark.parametrize(("listed", "said"), [(["unix"], b"203.0.113.9 https"), ([], b" http")])
 def test_whoever_may_open_the_unix_socket_is_listed_as_unix(
     tmp_path: Path, listed: list[str], said: bytes

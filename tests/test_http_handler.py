@@ -1,10 +1,12 @@
 """What a handler says, and what its client gets; parked by our server, and held by another's."""
 
+import array
 import http.server
 import io
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -558,3 +560,47 @@ def test_what_is_no_socket_is_served_by_the_standard_librarys_handler(tmp_path: 
         assert fake.said.startswith(b"HTTP/1.1 200 OK\r\n")
         assert fake.said.endswith(b"\r\n\r\ncontent")
         assert lines == ['"GET /file HTTP/1.0" 200 -']
+
+
+# Who takes it slowly
+
+
+def test_who_takes_a_file_slowly_gets_all_of_it(tmp_path: Path) -> None:
+    size = 2 << 20
+    (tmp_path / "file").write_bytes(bytes(size))
+
+    class Sends(HTTPRequestHandler):
+        write_timeout = 1.0  # at 0.8 MB a second a mebibyte takes longer
+
+        def do_GET(self) -> None:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            self.send_response(200)
+            self.send_header("Content-Length", str(size))
+            self.end_headers()
+            with open(tmp_path / "file", "rb") as file:
+                self.copyfile(file, self.wfile)
+
+    taken = 0
+    with served("ours", Sends) as address, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        client.sendall(LAST)
+        while piece := client.recv(32768):
+            taken += len(piece)
+            time.sleep(0.04)  # time itself is what is tested
+    assert taken > size
+
+
+def test_what_has_items_longer_than_a_byte_arrives_whole(ask: Ask) -> None:
+    numbers = array.array("I", range(1 << 20))
+
+    def do_GET(self: Any) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # so in parts
+        self.send_response(200)
+        self.send_header("Content-Length", str(4 * len(numbers)))
+        self.end_headers()
+        assert self.wfile.write(numbers) == 4 * len(numbers)
+
+    first, _, body = parts(ask(do_GET))
+    assert first == b"HTTP/1.1 200 OK" and body == numbers.tobytes()

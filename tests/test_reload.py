@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from prefork_server import MasterHandle, Preforker
 
-from .conftest import PATIENCE, ROOT, Server, Starter, alive, eventually
+from .certificates import make_certificate
+from .conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all
 from .hammer import HTTPHammer
 
 pytestmark = pytest.mark.processes
@@ -60,6 +62,20 @@ PAGE = """
             self.send_header("Content-Length", "5000")
             self.end_headers()
             self.wfile.write(b"x" * 5000)
+"""
+
+OTHER_PAGES = """
+    from prefork_server import PreforkWSGIServer
+    from http.server import BaseHTTPRequestHandler
+
+    class Plain(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        do_GET = Page.do_GET
+        def log_request(self, code): pass
+
+    def page(environ, start_response):
+        start_response("200 OK", [("Content-Length", "5000")])
+        return [b"x" * 5000]
 """
 
 
@@ -333,6 +349,48 @@ def test_over_http_requests_are_counted_and_not_connections(start: Starter) -> N
     assert min(counts) >= 18 and set(hammer.counts) == {"served"}
 
 
+@pytest.mark.parametrize("kind", ["PreforkHTTPServer", "PreforkHTTPServer over TLS", "plain"])
+def test_who_connects_and_asks_for_nothing_wears_no_worker_out(
+    start: Starter, tmp_path: Path, kind: str
+) -> None:
+    context = make_certificate(tmp_path)
+    tls = kind.endswith("TLS")
+    server = start(
+        PAGE
+        + """
+    from http.server import SimpleHTTPRequestHandler
+
+    class Server(PreforkHTTPServer):
+        defer_accept = 0
+
+    more = {"certfile": "server.pem"} if sys.argv[2:] else {}
+    handler = SimpleHTTPRequestHandler if sys.argv[1] == "plain" else Page
+    serve(handler, Server, workers=1, max_requests=1, **more)
+        """,
+        kind.split()[0],
+        *["tls"] * tls,
+    ).ready()
+
+    def visit(request: bytes) -> bytes:
+        with server.connect() as plain:
+            client = context.wrap_socket(plain, server_hostname="localhost") if tls else plain
+            with client:
+                if request:
+                    client.sendall(request)
+                elif isinstance(client, ssl.SSLSocket):
+                    client = client.unwrap()  # when the server has said goodbye, too
+                else:
+                    client.shutdown(socket.SHUT_WR)
+                return read_all(client)
+
+    for _ in range(3):
+        assert visit(b"") == b""
+    assert visit(b"GET / HTTP/1.0\r\n\r\n")[9:12] == b"200"
+    server.saw("served 1 requests, replaced")
+    assert server.quit() == 0
+    assert server.count("requests, replaced") == 1
+
+
 def test_a_loop_of_ones_own_can_be_too_large(start: Starter) -> None:
     server = start("""
         import prefork_server.wear as wear
@@ -388,19 +446,66 @@ def test_memory_that_cannot_be_told_is_a_warning_and_no_limit(start: Starter) ->
     assert server.count("forked") == 1
 
 
+# What a client is told
+
+
+def test_a_plain_handler_says_goodbye_with_the_answer_and_not_before(start: Starter) -> None:
+    server = start("""
+        from http.server import BaseHTTPRequestHandler
+        from prefork_server import current_master
+        from prefork_server.http import PreforkHTTPServer
+
+        class Plain(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_expect_100(self):
+                print("asked")
+                while current_master().wait(60):
+                    pass
+                return super().handle_expect_100()
+
+            def do_POST(self):
+                self.rfile.read(2)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        serve(Plain, PreforkHTTPServer, workers=1)
+    """).ready()
+    with server.connect() as client:
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+        )
+        server.saw("asked")
+        server.signal(signal.SIGQUIT)
+        interim = client.recv(1000)
+        client.sendall(b"hi")
+        answer = read_all(client)
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"\r\nConnection: close\r\n" in answer
+    assert server.wait() == 0
+
+
 # Under load
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("kind", ["tcp", "unix", "tls", "wsgi", "wsgi over tls", "plain over tls"])
 def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten(
-    start: Starter, kind: str
+    start: Starter, tmp_path: Path, kind: str
 ) -> None:
-    program = "    serve(Page, PreforkHTTPServer, ADDRESS, workers=4, max_requests=10)"
-    address = '("127.0.0.1", 0)' if kind == "tcp" else f'["unix:{start.directory}/x.sock"]'
-    server = start(PAGE + program.replace("ADDRESS", address)).all_ready(4)
-    coming = HTTPHammer(server.address, 8)
-    keeping = HTTPHammer(server.address, 8, keeping=True)
+    trusting = make_certificate(tmp_path) if kind.endswith("tls") else None
+    served = {"w": "page, PreforkWSGIServer", "p": "Plain, PreforkHTTPServer"}
+    program = "    serve(SERVED, ADDRESS, workers=4, max_requests=10, certfile=CERTFILE)"
+    for name, value in {
+        "SERVED": served.get(kind[0], "Page, PreforkHTTPServer"),
+        "ADDRESS": f'["unix:{tmp_path}/x.sock"]' if kind == "unix" else '("127.0.0.1", 0)',
+        "CERTFILE": repr("server.pem" if trusting else None),
+    }.items():
+        program = program.replace(name, value)
+    server = start(PAGE + OTHER_PAGES + program).all_ready(4)
+    coming = HTTPHammer(server.address, 8, trusting=trusting)
+    keeping = HTTPHammer(server.address, 8, keeping=True, trusting=trusting)
     reloads = 10 if REQUESTS > 5000 else 3
     with coming, keeping:
         for generation in range(2, 2 + reloads):

@@ -11,10 +11,15 @@ ROOT = Path(__file__).parent.parent
 
 STRANGER = """
 import socketserver
+import ssl
 
 from prefork_server import (
-    Death, MasterHandle, Preforker, PreforkMixIn, PreforkTCPServer, Settings, current_master,
+    Death, MasterHandle, Preforker, PreforkMixIn, PreforkTCPServer, PreforkWSGIServer, Settings,
+    current_master,
 )
+from prefork_server.http import serve
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 
 class Handler(socketserver.StreamRequestHandler):
@@ -43,15 +48,20 @@ def work(master: MasterHandle) -> None:
 with PreforkTCPServer(("127.0.0.1", 9000), Handler, workers=4) as server:
     server.serve_forever()
 Server(("127.0.0.1", 0), Handler, settings=Settings(workers=2)).serve_forever()
+PreforkWSGIServer("127.0.0.1:0", print, certfile="a.pem", keyfile="b.pem", password="c", workers=2)
+serve(print, "127.0.0.1:0", ssl_context=context, proxy_protocol_from=["unix"], access_log=True)
 Preforker(work, workers=2, listen=["127.0.0.1:0", ("127.0.0.1", 1)], timeout=2.5).run()
 """
 
 WRONG = """
-from prefork_server import Preforker, PreforkTCPServer
+from prefork_server import Preforker, PreforkTCPServer, PreforkWSGIServer
+from prefork_server.http import serve
 import socketserver
 
 PreforkTCPServer(("127.0.0.1", 9000), socketserver.BaseRequestHandler, workrs=4)
 Preforker(lambda master: None, workrs=4)
+PreforkWSGIServer("127.0.0.1:0", print, workrs=4)
+serve(print, workrs=4)
 """
 
 CHECKERS = {
@@ -78,7 +88,7 @@ def test_a_misspelt_setting_is_an_error_to_a_type_checker(checker: str, tmp_path
     (tmp_path / "wrong.py").write_text(WRONG)
     result = _check(checker, tmp_path / "wrong.py")
     assert result.returncode == 1
-    assert result.stdout.count("workrs") >= 2, result.stdout
+    assert result.stdout.count("workrs") >= 4, result.stdout
 
 
 def test_the_types_of_the_public_interface_are_complete() -> None:

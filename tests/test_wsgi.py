@@ -124,7 +124,31 @@ def test_the_validator_finds_nothing(request_: bytes, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err == "heard\n"  # and nothing of the validator's
 
 
+def test_a_tunnel_is_refused_and_no_application_hears_of_it() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        raise AssertionError("it was called")
+
+    answer = ask(app, b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n" + GET)
+    assert answer.startswith(b"HTTP/1.1 501 ") and answer.count(b"HTTP/1.1") == 1
+
+
 # The environ
+
+
+def test_what_an_application_writes_into_its_environ_no_other_request_sees() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        told = ("wsgi.input", "wsgi.errors", "SERVER_PORT", "REMOTE_PORT")
+        seen.append({name: value for name, value in environ.items() if name not in told})
+        environ.update(dict.fromkeys(environ, "poison"), HTTP_POISON="poison")
+        start_response(OK, [TEXT])
+        return [b""]
+
+    kept, last = GET.replace(b"Connection: close", b"X-A: b"), GET
+    for _ in range(2):
+        ask(app, kept + kept + last)
+    assert seen[0] == seen[1] == seen[3] == seen[4] and seen[2] == seen[5]
 
 
 def test_the_environ_says_what_was_asked() -> None:

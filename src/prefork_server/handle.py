@@ -276,13 +276,14 @@ class MasterHandle:
                     break
                 quiet_since = now + _QUIET - quiet
 
-    def _took(self, peer: Any) -> None:
+    def _took(self, peer: Any, asked: bool = True) -> None:
+        """``asked`` False: his requests are counted when they come."""
         words = self._own_words
         now_ns = time.monotonic_ns()
         words[self._deadline] = now_ns + self._patience_ns  # the handler has all of it
         words[self._since] = now_ns
-        words[self._requests] = count = words[self._requests] + 1
-        if count == self._enough:
+        words[self._requests] = count = words[self._requests] + asked
+        if asked and count == self._enough:
             self._wear.served_enough()
         self._busy = True
         self._title.show_busy(count)
@@ -314,10 +315,6 @@ class MasterHandle:
             self._busy = False
             self._own_words[self._since] = 0
             self._title.show_idle()
-
-    def _has_not_asked(self) -> None:
-        """Who was taken last: his requests count, when they come."""
-        self._own_words[self._requests] -= 1
 
     def _be_ready(self) -> None:
         self._beat()

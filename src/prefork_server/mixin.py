@@ -301,6 +301,10 @@ class PreforkMixIn(_Base):
         else:
             self.shutdown_request(request)
 
+    def _prefork_parks(self, request: Any) -> bool:
+        """Whether it costs no worker until it asks for something."""
+        return False
+
     def _prefork_process(self, request: Any, peer: Any) -> None:
         self.process_request(request, peer)
 

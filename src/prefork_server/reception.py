@@ -79,7 +79,7 @@ class Reception:
         return request, peer
 
     def _took(self, request: Any, peer: Any) -> None:
-        self._master._took(peer)
+        self._master._took(peer, not self._server._prefork_parks(request))
         if self._longest and not isinstance(request, Waiting):
             # Reading from it and writing to it gives no signs of life.
             self._master.wants_me_alive(self._longest)

@@ -33,6 +33,16 @@ if TYPE_CHECKING:
 HandlerClass = Callable[[Any, Any, Any], socketserver.BaseRequestHandler]
 
 
+class ServerKeywords(SettingsKeywords, total=False):
+    """The keywords of our servers, for ``**keywords: Unpack[ServerKeywords]`` of a subclass."""
+
+    ssl_context: "ssl.SSLContext | None"
+    certfile: FilePath | None
+    keyfile: FilePath | None
+    password: "Password | None"
+    proxy_protocol_from: Sequence[str] | None
+
+
 class _OwnServer(PreforkMixIn):
     """What our own servers share: addresses checked, and bound by our rules; a list of them;
     the settings as keywords, too; TLS and PROXY headers; ``start()``."""

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias, Unpack
 
 from ..errors import ConfigError
 from ..listeners import Addresses, AddressLike
-from ..settings import Settings, SettingsKeywords
+from ..servers import ServerKeywords
+from ..settings import Settings
 from .forwarded import believed
 from .server import PreforkHTTPServer
 from .wsgi import FileWrapper, WSGIRequestHandler
@@ -39,7 +40,7 @@ class PreforkWSGIServer(PreforkHTTPServer):
         access_log: bool | None = None,
         forwarded_from: Sequence[str] | None = None,
         settings: Settings | None = None,
-        **keywords: Unpack[SettingsKeywords],
+        **keywords: Unpack[ServerKeywords],
     ) -> None:
         if not (isinstance(handler_class, type) and issubclass(handler_class, WSGIRequestHandler)):
             raise ConfigError(f"handler_class must be a WSGIRequestHandler, not {handler_class!r}")
@@ -90,7 +91,7 @@ def serve(
     access_log: bool | None = None,
     forwarded_from: Sequence[str] | None = None,
     settings: Settings | None = None,
-    **keywords: Unpack[SettingsKeywords],
+    **keywords: Unpack[ServerKeywords],
 ) -> None:
     """Serve a WSGI application until a signal ends it: ``serve(app, "127.0.0.1:8000", workers=4)``.
 

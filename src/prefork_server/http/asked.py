@@ -76,7 +76,9 @@ class Asked(BaseHTTPRequestHandler):
         self.client_address = self._peer
 
     def hear_proxy(self) -> None:
-        """Of each request anew: on one connection a proxy speaks for many. Raises ``Reject``."""
+        """Of each request anew: on one connection a proxy speaks for many. Raises ``Reject``;
+        until then nothing is left of the request before."""
+        self.command, self.path, self.client_address = "", "", self._peer
         peer, peers = self._peer, believed(self.forwarded_from)
         said = origin(self._request, peers) if peer in peers else None
         self.client_address = (said.address, said.port) if said and said.address else peer

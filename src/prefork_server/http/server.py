@@ -81,7 +81,6 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
             visit(self, master, acceptor, request, peer).begin(make)
 
         def park(request: Any, peer: Any) -> None:
-            master._has_not_asked()
             if type(request) is Connection and not proxies:
                 go_in(accepting, request, peer)
             else:
@@ -89,8 +88,11 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
 
         return park
 
+    def _prefork_parks(self, request: Any) -> bool:
+        return self._prefork_visit is not None and isinstance(request, Waiting)
+
     def _prefork_process(self, request: Any, peer: Any) -> None:
-        if self._prefork_visit and isinstance(request, Waiting):
+        if self._prefork_visit and self._prefork_parks(request):
             self._prefork_visit(request, peer)
         else:
             super()._prefork_process(request, peer)

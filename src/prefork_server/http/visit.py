@@ -36,9 +36,15 @@ class _Parked(socketserver.BaseRequestHandler):
 class _ParkedPlain(_Parked):
     """Of a class that does not know when its worker goes: the client is told all the same."""
 
+    _is_final = True
+
+    def send_response_only(self, code: int, message: str | None = None) -> None:
+        self._is_final = code >= 200  # after a 100 the answer is yet to come, or after a 101 none
+        super().send_response_only(code, message)  # type: ignore[misc]
+
     def end_headers(self) -> None:
         handler: Any = self
-        if not handler.close_connection and handler.connection.is_over():
+        if self._is_final and not handler.close_connection and handler.connection.is_over():
             handler.send_header("Connection", "close")  # which ends it
         super().end_headers()  # type: ignore[misc]
 

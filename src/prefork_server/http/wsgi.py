@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from http import HTTPStatus
 from io import BufferedRandom, BufferedReader, FileIO
 from typing import Any
 
@@ -73,9 +74,12 @@ class WSGIRequestHandler(HTTPRequestHandler):
     _over: bool  # whether the answer is complete, or was cut
 
     def dispatch(self) -> None:
-        """Call the application."""
+        """Call the application, but for a tunnel, of which it could not even be told."""
         self._status = None
         self._over = False
+        if self.command == "CONNECT":
+            self.send_error(HTTPStatus.NOT_IMPLEMENTED, "Unsupported method")
+            return
         result: Any = None
         try:
             try:
