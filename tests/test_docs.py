@@ -21,7 +21,7 @@ from prefork_server import (
     PreforkTCPServer,
     Settings,
 )
-from prefork_server.cli.options import parse, parsers
+from prefork_server.cli.options import CONTROLS, parse, parsers
 from prefork_server.master import HEARD
 
 from .conftest import PATIENCE, Starter, alive, children, eventually, unmeasured
@@ -134,12 +134,12 @@ def test_the_page_on_the_command_has_every_option() -> None:
     said = {
         verb: set(re.findall(r"`(--?[\w-]+)`", section))
         for section in re.split(r"^## ", text, flags=re.MULTILINE)
-        for verb in ("serve", "run", "stop", "Settings")
+        for verb in ("serve", "run", *CONTROLS, "Settings")
         if section.startswith(verb)
     }
-    for verb in ("serve", "run", "stop"):
+    for verb in ("serve", "run", *CONTROLS):
         ours = set(verbs[verb].words()) - {"-h", "--help", "-m"}
-        everywhere = said["Settings"] | settings if verb != "stop" else set()
+        everywhere = said["Settings"] | settings if verb not in CONTROLS else set()
         assert ours - everywhere == said[verb] - everywhere - {"-m"}, verb
     assert said["Settings"] <= set(verbs["run"].words())
     codes = {row[0].strip("`") for row in rows(text)}
@@ -149,7 +149,7 @@ def test_the_page_on_the_command_has_every_option() -> None:
 def test_the_commands_of_the_page_are_understood() -> None:
     commands = re.findall(r"^    prefork-server (.*)$", page("command.md"), re.MULTILINE)
     assert [parse(shlex.split(command), {}).verb for command in commands] == [
-        *("serve", "serve", "serve", "serve", "run", "run", "stop")
+        *("serve", "serve", "serve", "serve", "run", "run", *CONTROLS)
     ]
 
 

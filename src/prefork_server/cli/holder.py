@@ -100,8 +100,7 @@ class Holder:
         if not hears(self.pid, signum):
             name = signal.Signals(signum).name
             raise NotDone(
-                f"pid {self.pid} does not hear {name}: it is only just starting or ending, serves "
-                "inline or in another thread than the main one"
+                f"pid {self.pid} does not hear {name}: it is only just starting or ending"
                 + (", or was started with nohup" if signum == signal.SIGHUP else "")
             )
         with suppress(ProcessLookupError):  # it went by itself: whoever waits will see
@@ -120,10 +119,6 @@ def held(path: str) -> Iterator[Holder]:
             raise Misuse(others(pid, path)) from error
         except OSError as error:
             raise Misuse(f"pid {pid}, which holds {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise Misuse(
-                f"pid {pid}, which holds {path}, is of another version: it has {error}"
-            ) from error
         try:
             yield Holder(path, pid, pidfd, board)
         finally:
@@ -143,6 +138,8 @@ def _board_of(pid: int) -> Scoreboard:
         fd = os.open(link, os.O_RDONLY)
         try:
             board = Scoreboard.read_only(fd)
+        except ValueError as error:
+            raise Misuse(f"pid {pid} is of another version: it has {error}") from error
         finally:
             os.close(fd)
         if board.get(0, PID) == pid:

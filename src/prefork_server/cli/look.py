@@ -146,7 +146,7 @@ def _shown(row: Row, master: int, paper: int) -> str:
 
 def _workers_own(stack: str) -> str:
     """Without the frames below the worker, which were the master's at the fork."""
-    return re.sub(r'\n  File ".*" in become_worker(\n  File .*)*', "", stack)
+    return re.sub(r"\n  File .* in become_worker(\n  File .*)*", "", stack)
 
 
 def _parent(pid: int) -> int:
