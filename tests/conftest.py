@@ -188,7 +188,8 @@ class Server:
         """Send, say that this was all, and return the whole answer."""
         with self.connect(timeout) as client:
             client.sendall(data)
-            client.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # it has reset the connection: reading says so
+                client.shutdown(socket.SHUT_WR)
             return read_all(client)
 
     def workers(self) -> list[int]:

@@ -796,7 +796,7 @@ def test_shutdown_in_a_handler_stops_the_whole_server(start: Starter) -> None:
         serve(Stops, workers=3)
         print("serve_forever returned", flush=True)
     """).ready()
-    assert server.ask() == b"stopping"
+    assert server.ask(b"") == b"stopping"
     assert server.wait() == 0
     server.saw("shutdown.. was called: stopping 3 workers gracefully")
     server.saw("serve_forever returned")
