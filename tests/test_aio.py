@@ -622,7 +622,7 @@ def test_a_stack_that_does_not_close_is_given_up(aio: Aio) -> None:
     server = aio("""
     async def after_fork(master):
         master.exit_stack.push_async_callback(asyncio.sleep, 1000)
-    run(echo, after_fork=after_fork, graceful_timeout=1.5)
+    run(echo, after_fork=after_fork, graceful_timeout=4)
     """).all_ready(1)
     assert server.quit() == 0
     server.saw("exit_stack was not closed in time")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -567,6 +568,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
     return [event for event in events if event[:2] != (nothing, 0)]
 
 
+@pytest.mark.timeout(600)
 def test_ten_years_of_disasters() -> None:
     lived_ns = []
 

@@ -10,7 +10,7 @@ import pytest
 
 from prefork_server.listeners import Listener, listen, tcp_address
 
-from .conftest import Server, Starter, alive, eventually, read_all, title
+from .conftest import Server, Starter, alive, eventually, read_all, title, unmeasured
 from .hammer import Hammer
 
 pytestmark = pytest.mark.processes
@@ -107,7 +107,8 @@ def test_two_hundred_who_wait_in_the_queue_get_two_hundred_full_replies(
 def test_a_stop_under_fire_loses_nobody(start: Starter, kind: str) -> None:
     lost = served = 0
     for _ in range(STOPS):
-        server = start(f"serve(Echo, {CLASSES[kind]}, {ADDRESSES[kind]}, workers=4)").all_ready(4)
+        program = f"serve(Echo, {CLASSES[kind]}, {ADDRESSES[kind]}, workers=4)"
+        server = start(program, env=unmeasured()).all_ready(4)
         with Hammer(server.address, 24) as hammer:
             hammer.ended("served", 500)
             server.signal(signal.SIGQUIT)
@@ -120,7 +121,8 @@ def test_a_stop_under_fire_loses_nobody(start: Starter, kind: str) -> None:
 
 
 def test_workers_that_retire_under_fire_lose_nobody(start: Starter) -> None:
-    server = start("""
+    server = start(
+        """
         class Brief(Echo):
             served = 0
 
@@ -131,7 +133,9 @@ def test_workers_that_retire_under_fire_lose_nobody(start: Starter) -> None:
                     sys.exit()
 
         serve(Brief, workers=4)
-    """).all_ready(4)
+        """,
+        env=unmeasured(),  # coverage writes a file for each of 150 workers
+    ).all_ready(4)
     with Hammer(server.address, 8) as hammer:
         hammer.ended("served", 3000)
     assert hammer.counts["lost"] == hammer.counts["refused"] == 0

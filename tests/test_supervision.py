@@ -172,10 +172,10 @@ def test_an_idle_worker_is_not_killed(start: Starter) -> None:
     server = start("""
         class Late(Echo):
             def handle(self):
-                self.server.master.wait(1.5)
+                self.server.master.wait(3)
                 super().handle()
 
-        serve(Late, workers=2, timeout=0.3)
+        serve(Late, workers=2, timeout=1)
     """).ready()
     assert server.ask(b"so late") == b"so late"
     assert server.count("forked") == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.timeout(300)  # beside other tests, a type checker has half a CPU
 
 STRANGER = """
 import socketserver

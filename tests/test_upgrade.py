@@ -487,7 +487,7 @@ class Tell(socketserver.StreamRequestHandler):
 with prefork_server.PreforkTCPServer("127.0.0.1:0", Tell, workers=1) as server:
     server.serve_forever()
 """)
-    server = start.script(tmp_path / "app.py").ready()
+    server = start.script(tmp_path / "app.py", env=unmeasured()).ready()
     assert server.ask(b"") == f"1.0 {current}/prefork_server/__init__.py".encode()
     current.unlink()
     current.symlink_to(tmp_path / "installed2")
