@@ -18,6 +18,7 @@ import pytest
 from prefork_server.inheritance import VARIABLE, Inheritance
 
 from .conftest import PATIENCE, ROOT, Server, Starter, eventually, read_all, title, unmeasured
+from .hammer import HTTPHammer
 from .test_systemd import Init
 
 PROGRAM = """
@@ -494,3 +495,68 @@ with prefork_server.PreforkTCPServer("127.0.0.1:0", Tell, workers=1) as server:
     successor = upgraded(server, server.pid)
     assert server.ask(b"").startswith(b"2.0 ")
     stopped(server, successor)
+
+
+REQUESTS = int(os.environ.get("REQUESTS", "500"))  # of each kind; 20,000 for the long look
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_no_request_is_lost_in_reloads_upgrades_rotations_and_recycling_together(
+    start: Starter, tmp_path: Path, kind: str
+) -> None:
+    address = '"unix:sock"' if kind == "unix" else '"127.0.0.1:0"'
+    server = start(f"""
+    from prefork_server.http import HTTPRequestHandler, PreforkHTTPServer
+
+    class Page(HTTPRequestHandler):
+        def do_GET(self):
+            body = b"%d" % os.getpid()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    class Server(PreforkHTTPServer):
+        def ready(self, addresses):
+            os.write(2, f"ready, listening on {{addresses[0]}}\\n".encode())
+
+    serve(Page, Server, [{address}], workers=4, max_requests=10, pid_path="pid", log_path="log")
+    """)
+    server.saw("^ready, listening on")
+    where = str(tmp_path / "sock") if kind == "unix" else server.address
+    upgrades, reloads, rotations = (5, 2, 4) if REQUESTS >= 20_000 else (2, 1, 2)
+    pid, log = server.pid, tmp_path / "log"
+
+    def told(pattern: str) -> re.Match[str]:
+        """Wait until one of the logs says so."""
+        found: list[re.Match[str]] = []
+
+        def look() -> bool:
+            texts = [path.read_text() for path in tmp_path.glob("log*")]
+            found.extend(match for text in texts if (match := re.search(pattern, text)))
+            return bool(found)
+
+        eventually(look, 60)
+        return found[0]
+
+    with HTTPHammer(where, 8) as coming, HTTPHammer(where, 8, keeping=True) as keeping:
+        for _ in range(upgrades):
+            for generation in range(2, 2 + reloads):
+                server.signal(signal.SIGHUP, pid)
+                told(f"master pid={pid} generation {generation} serves")
+            for number in range(1, 1 + rotations):
+                os.rename(log, tmp_path / f"log.{pid}.{number}")
+                server.signal(signal.SIGUSR1, pid)
+                told(f"master pid={pid} rotation {number} done")
+            server.signal(signal.SIGUSR2, pid)
+            successor = told(rf"master pid={pid} the successor pid=(\d+) serves")[1]
+            told(f"master pid={pid} stopped")
+            pid = int(successor)
+        for hammer in (coming, keeping):
+            hammer.ended("served", REQUESTS, patience=500)
+    print(kind, coming.counts, keeping.counts, coming.longest, keeping.longest)
+    assert set(coming.counts) == set(keeping.counts) == {"served"}
+    assert (tmp_path / "pid").read_text() == f"{pid}\n"
+    stopped(server, pid)
+    assert not any(" ERROR " in path.read_text() for path in tmp_path.glob("log*"))
