@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -n 6 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format fuzz prove bench-threads bench-lifecycle bench-http clean
+.PHONY: help serve env test check format fuzz prove bench-threads bench-lifecycle bench-http clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -27,6 +27,8 @@ $(BIN)/.made: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --editable .
 	@touch $@
+
+env: $(BIN)/.made
 
 test: $(BIN)/.made ## make an environment and pass the tests; TEST=... chooses, PYTHON=... too
 	$(BIN)/python $(PYTEST) $(TEST)
