@@ -482,3 +482,24 @@ def _named(name: str) -> str:
     return next(
         n for n, link in links.items() if os.path.lexists(link) and name in os.readlink(link)
     )
+
+
+def test_a_reader_that_has_heard_enough_is_no_traceback(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    serve()
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        told = subprocess.run(
+            [sys.executable, "-m", "prefork_server", "status", "x.pid"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+            timeout=PATIENCE,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (told.returncode, told.stderr) == (1, b"")

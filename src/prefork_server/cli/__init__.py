@@ -4,6 +4,7 @@ Errors are one line, and exit codes say whose fault it was: 0 stopped, or done, 
 crash, or not done, 2 misuse, 3 could not boot, 4 already running.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,11 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{report}\n" if report else "")
         sys.stderr.write(f"{PROG}: {error}\n")
         return exit_code(error)
+    except BrokenPipeError:  # whoever read what we say has heard enough
+        if options.verb == "run":
+            raise  # the program's own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the last flush would fail, too
+        return 1
     except KeyboardInterrupt:
         if options.verb == "run":
             raise  # the program's own
