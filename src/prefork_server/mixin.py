@@ -327,6 +327,8 @@ class PreforkMixIn(_Base):
     ) -> None:
         # SystemExit asks for a new worker, after this one's manners.
         if isinstance(error, KeyboardInterrupt) and master.inline:
+            with suppress(Exception):
+                self.shutdown_request(request)
             raise error  # a second Ctrl-C, which ends a program that is being debugged
         if isinstance(error, SystemExit):
             master.retire()

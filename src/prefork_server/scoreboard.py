@@ -126,7 +126,7 @@ class Scoreboard:
         self._map = memory
         self.words: memoryview[int] = memoryview(memory)[: rows * _WORDS * 8].cast("q")
         self._text = memoryview(memory)[rows * _WORDS * 8 :]
-        self.capacity = rows - 1
+        self.capacity: int = rows - 1
 
     @staticmethod
     def at(slot: int, field: int) -> int:
