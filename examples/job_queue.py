@@ -15,8 +15,9 @@ from contextlib import closing
 from prefork_server import MasterHandle, Preforker
 
 PATH = sys.argv[1] if len(sys.argv) > 1 else "jobs.db"
-TIMEOUT = 2.0  # seconds a job may take before its worker is killed
-LEASE = 3.0  # seconds a job is its worker's; longer than TIMEOUT, so that nobody is still at it
+PATIENCE = 6.0  # seconds to wait for one's turn to write, on a slow disk
+TIMEOUT = 8.0  # seconds a job may take, that wait and all, before its worker is killed
+LEASE = 9.0  # seconds a job is its worker's; longer than TIMEOUT, so that nobody is still at it
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -38,7 +39,7 @@ FINISH = "UPDATE jobs SET result = ? WHERE id = ? AND tries = ? AND result IS NU
 
 def connect(path: str) -> "closing[sqlite3.Connection]":
     """Each statement is a transaction of its own, and waits for its turn to write."""
-    return closing(sqlite3.connect(path, timeout=10, isolation_level=None))
+    return closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None))
 
 
 def do(payload: str) -> str:
