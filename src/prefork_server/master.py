@@ -203,13 +203,13 @@ class Master:
 
     def _announce(self) -> None:
         self._announced = True
+        self._board.set(0, STATE, SERVING)  # first: who reads of it in the log may ask at once
         addresses = [listener.address for listener in self._job.listeners]
         self._journal.ready(addresses)
         if inheritance().is_successor():
             inheritance().be_ready()
             self._claim.write()
         self._run_hook("ready", addresses)
-        self._board.set(0, STATE, SERVING)
         self._remote.is_ready(addresses)
 
     # Carry out
