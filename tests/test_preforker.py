@@ -1,6 +1,8 @@
 """The door for a loop of one's own: what each signal does to it."""
 
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +77,12 @@ def test_a_thousand_signals_leave_the_pool_within_its_bounds(start: Starter) -> 
         server.signal(signal.SIGTTOU)
     server.signal(signal.SIGWINCH)
     eventually(lambda: not server.workers())
+    # Signals that are pending together are heard in the order of their numbers, TTIN before
+    # WINCH: so first all of them must be with the master, and then one that it tells of.
+    status = Path(f"/proc/{server.pid}/status")
+    eventually(lambda: re.search(r"^ShdPnd:\s*0+$", status.read_text(), re.MULTILINE))
+    server.signal(signal.SIGUSR1)
+    server.saw("rotation 1, logs reopened")
     server.signal(signal.SIGTTIN)
     eventually(lambda: len(server.workers()) == 1)
 
