@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from prefork_server import HTTPRequestHandler, PreforkHTTPServer, PreforkWSGISer
 from prefork_server.http import Limits
 from prefork_server.testing import serving
 
+from .certificates import make_certificate
 from .conftest import PATIENCE, Starter, eventually, read_all
 
 COMBINED = re.compile(
@@ -158,7 +160,14 @@ def test_who_says_nothing_has_no_line(lines: Lines) -> None:
     assert lines() == []
 
 
-def test_of_a_client_that_left_only_what_was_sent_is_counted(lines: Lines, tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", ["tcp", "tls"])
+def test_of_a_client_that_left_only_what_was_sent_is_counted(
+    lines: Lines, tmp_path: Path, over: str
+) -> None:
+    trusting = make_certificate(tmp_path)
+    ours: dict[str, Any] = {"inline": True}
+    if over == "tls":
+        ours["certfile"] = tmp_path / "server.pem"
     (tmp_path / "file").write_bytes(b"x" * 20_000_000)
 
     def files(environ: dict[str, Any], start_response: Any) -> Any:
@@ -170,15 +179,18 @@ def test_of_a_client_that_left_only_what_was_sent_is_counted(lines: Lines, tmp_p
         return (b"x" * 1_000_000 for _ in range(20))
 
     put = b"PUT / HTTP/1.1\r\nHost: h\r\n\r\n"
-    servers: list[tuple[Any, bytes]] = [
-        (PreforkHTTPServer(("127.0.0.1", 0), Handler, inline=True), put)
-    ]
+    servers: list[tuple[Any, bytes]] = [(PreforkHTTPServer(("127.0.0.1", 0), Handler, **ours), put)]
     for app in (files, chunks):
-        server = PreforkWSGIServer(("127.0.0.1", 0), app, inline=True, access_log=True)
+        server = PreforkWSGIServer(("127.0.0.1", 0), app, access_log=True, **ours)
         servers.append((server, LAST))
     for n, (server, request) in enumerate(servers, start=1):
         with serving(server) as address:
-            with socket.create_connection(address, PATIENCE) as client:
+            with ExitStack() as stack:
+                client = stack.enter_context(socket.create_connection(address, PATIENCE))
+                if over == "tls":
+                    client = stack.enter_context(
+                        trusting.wrap_socket(client, server_hostname="localhost")
+                    )
                 client.sendall(request)
                 assert client.recv(100_000)
             eventually(lambda n=n: len(lines()) == n)  # type: ignore[misc]

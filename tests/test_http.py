@@ -425,6 +425,25 @@ def test_a_stop_closes_who_is_idle_and_says_so_to_who_asks(
 
 
 @BOTH
+def test_who_has_just_come_or_begun_to_ask_has_a_second_when_the_stop_comes(
+    serving: Serving, connect: Connect, handler: str
+) -> None:
+    # Otherwise it is the kernel who waits for the first word of the one who is silent.
+    server = serving(f"PreforkHTTPServer.defer_accept = 0; serve_http({handler})")
+    halves = connect(server).send(GET)
+    halves.answer()
+    halves.send(LAST[:20])
+    silent = connect(server)
+    connect(server).get()  # and so all three were taken
+    server.signal(3)
+    server.saw("stopping 1 workers gracefully")
+    time.sleep(0.4)  # longer than the queue must be empty for
+    for client, request in ((halves, LAST[20:]), (silent, LAST)):
+        assert client.send(request).answer()[0] == 200
+    assert server.wait() == 0
+
+
+@BOTH
 def test_nothing_is_lost_of_what_was_asked_when_the_stop_came(
     serving: Serving, connect: Connect, tmp_path: Any, handler: str
 ) -> None:

@@ -465,6 +465,39 @@ def test_an_end_without_goodbye_between_two_requests_is_no_news(
     assert site.server.count("Traceback|ERROR|WARNING") == 0
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 200),
+        (GET[:-2] + b"Connection: upgrade\r\nUpgrade: echo\r\n\r\n", 101),
+    ],
+)
+def test_over_tls_a_tunnel_and_an_upgrade_are_the_handlers(
+    serving: Serving, head: bytes, status: int
+) -> None:
+    site = serving("""
+    class Echo(Hello):
+        def do_CONNECT(self):
+            self.tunnel(200)
+        def do_GET(self):
+            self.tunnel(101)
+        def tunnel(self, status):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(self.rfile.readline())
+            self.wfile.write(self.rfile.readline().upper())
+    serve_https(Echo)
+""")
+    client = site.secure()
+    client.send(head + b"with it\n")
+    assert client._file.readline().startswith(b"HTTP/1.1 %d " % status)
+    while client._file.readline() != b"\r\n":
+        pass
+    assert client._file.readline() == b"with it\n"
+    client.send(b"get / http/1.1\n")  # which is no request here
+    assert client._file.read() == b"GET / HTTP/1.1\n"
+
+
 def test_over_tls_the_answer_to_an_upload_that_is_refused_arrives(serving: Serving) -> None:
     site = serving("Hello.limits = Limits(body=1000); serve_https()")
     for _ in range(20):

@@ -491,7 +491,7 @@ def test_a_plain_handler_says_goodbye_with_the_answer_and_not_before(start: Star
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["tcp", "unix", "tls", "wsgi", "wsgi over tls", "plain over tls"])
-def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten(
+def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten_and_a_stop(
     start: Starter, tmp_path: Path, kind: str
 ) -> None:
     trusting = make_certificate(tmp_path) if kind.endswith("tls") else None
@@ -512,10 +512,14 @@ def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten(
             hup(server, generation)
         for hammer in (coming, keeping):
             hammer.ended("served", REQUESTS, patience=500)
+        server.signal(signal.SIGQUIT)
+        for hammer in (coming, keeping):
+            hammer.ended("refused", 8)  # everybody knocked on until there was no door
     print(kind, coming.counts, keeping.counts, coming.longest, keeping.longest)
     print(server.count("forked"), "workers, at once", most_at_once(server))
-    assert set(coming.counts) == set(keeping.counts) == {"served"}
+    assert set(coming.counts) == set(keeping.counts) == {"served", "refused"}
     assert most_at_once(server)[0] <= 5
+    assert server.wait() == 0
 
 
 @pytest.mark.timeout(600)

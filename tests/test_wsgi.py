@@ -26,6 +26,7 @@ from prefork_server.http import WSGIRequestHandler, serve
 from prefork_server.http.environ import key_of
 from prefork_server.testing import serving
 
+from .certificates import make_certificate
 from .conftest import PATIENCE, Starter, read_all
 from .test_everyones import two_answer
 
@@ -58,6 +59,30 @@ def asked(address: Any, request: bytes = GET) -> bytes:
 def ask(app: App, request: bytes = GET, **keywords: Any) -> bytes:
     with served(app, **keywords) as address:
         return asked(address, request)
+
+
+Asking = Callable[..., bytes]
+
+
+@pytest.fixture(params=["plain", "tls"])
+def ask_by(request: pytest.FixtureRequest, tmp_path: Path) -> Asking:
+    """``ask``, by both ways: over TLS, too, the end of the answer has to be said, or it raises."""
+    if request.param == "plain":
+        return ask
+    trusting = make_certificate(tmp_path)
+
+    def ask_over_tls(app: App, asks: bytes = GET) -> bytes:
+        with (
+            served(app, certfile=tmp_path / "server.pem") as address,
+            connected(address) as plain,
+            trusting.wrap_socket(
+                plain, server_hostname="localhost", suppress_ragged_eofs=False
+            ) as client,
+        ):
+            client.sendall(asks)
+            return read_all(client)
+
+    return ask_over_tls
 
 
 def parts(answer: bytes) -> tuple[bytes, list[bytes], bytes]:
@@ -109,7 +134,9 @@ def log(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
         b"3\r\nabc\r\n0\r\n\r\n",
     ],
 )
-def test_the_validator_finds_nothing(request_: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_validator_finds_nothing(
+    ask_by: Asking, request_: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         body = environ["wsgi.input"].read(100) + b"".join(environ["wsgi.input"])
         environ["wsgi.errors"].write("heard\n")
@@ -118,7 +145,7 @@ def test_the_validator_finds_nothing(request_: bytes, capfd: pytest.CaptureFixtu
         yield b""
         yield body or b"nothing"
 
-    first, _, body = parts(ask(validator(app), request_))
+    first, _, body = parts(ask_by(validator(app), request_))
     assert first == b"HTTP/1.1 200 OK"
     assert (b"wrote" in body) == (not request_.startswith(b"HEAD"))
     assert capfd.readouterr().err == "heard\n"  # and nothing of the validator's
@@ -746,22 +773,24 @@ def test_a_real_file_is_sent_by_the_kernel_from_where_it_is(big: Path, sent: lis
     assert sent and all(file.closed for file in files)
 
 
-def test_of_a_file_no_more_is_sent_than_the_length_says(big: Path, sent: list[int]) -> None:
+def test_of_a_file_no_more_is_sent_than_the_length_says(
+    ask_by: Asking, big: Path, sent: list[int]
+) -> None:
     content = big.read_bytes()
     length = ("Content-Length", "100000")
     for make in (lambda: big.open("rb"), lambda: io.BytesIO(content)):
         for request in (GET, OLD):
-            _, fields, body = parts(ask(wrapped(make, length), request))
+            _, fields, body = parts(ask_by(wrapped(make, length), request))
             assert body == content[:100_000]
             assert fields.count(b"Content-Length: 100000") == 1
-    assert sum(sent) == 200_000
+    assert sum(sent) == (200_000 if ask_by is ask else 0)  # of TLS the kernel knows nothing
 
 
 def test_a_file_that_is_shorter_than_the_length_says_is_seen_to_be(
-    big: Path, log: Callable[[], str]
+    ask_by: Asking, big: Path, log: Callable[[], str]
 ) -> None:
     app = wrapped(lambda: big.open("rb"), ("Content-Length", "3000001"))
-    assert len(parts(ask(app))[2]) == 3_000_000
+    assert len(parts(ask_by(app))[2]) == 3_000_000
     assert "1 bytes shorter than the Content-Length" in log()
 
 

@@ -71,6 +71,7 @@ def parkable(handler: Any) -> Callable[..., Any] | None:
 class Visit(Guest):
     """One connection, from its first byte to its last."""
 
+    awaited = True  # until it has been answered, and while a part of a head is there
     handler: Any
     _step: Callable[[Any], None]  # what to do next: a function, since a method would be a cycle
 
@@ -171,6 +172,7 @@ class OwnVisit(Visit):
                 self._await_more(begun)
                 return
             head = stream.take(end)
+        self.awaited = False
         self._master._took_again(self)
         handler.serve_request(head, request)
         if handler.close_connection or handler._body or stream.buffer:
@@ -182,6 +184,7 @@ class OwnVisit(Visit):
     def _await_more(self, begun: bytes | bytearray) -> None:
         handler, stream = self.handler, self._stream
         stream.seen = len(stream.buffer)
+        self.awaited = True
         if handler._served and not begun:
             self.until_ns = time.monotonic_ns() + in_ns(handler.head_timeout)
         elif time.monotonic_ns() >= self.until_ns:
@@ -257,6 +260,7 @@ class PlainVisit(Visit):
         elif stream.ended or time.monotonic_ns() >= self.until_ns:
             self._close()
         elif came and not begun and self._served:
+            self.awaited = True
             self._keep(HTTPRequestHandler.head_timeout)
         else:
             self._acceptor.keep(self, self.until_ns)
@@ -264,7 +268,7 @@ class PlainVisit(Visit):
     def _serve(self) -> None:
         handler, stream = self.handler, self._stream
         self._master._took_again(self)
-        self._served = True
+        self._served, self.awaited = True, False
         handler.rfile = rfile = BufferedReader(Rest(stream))
         handler.close_connection = True
         handler.handle_one_request()
