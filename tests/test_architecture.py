@@ -187,7 +187,7 @@ MAY_CALL = {
     },
     "os.waitpid": {"reaper", "daemon", "upgrade", "cli.serve"},
     "os._exit": {
-        *("master", "handle", "worker", "daemon", "upgrade", "cli.serve"),
+        *("master", "journal", "handle", "worker", "daemon", "upgrade", "cli.serve"),
         *("aio.life", "aio.doors"),
     },
     "sys.exit": set(),
@@ -201,7 +201,7 @@ MAY_CALL = {
     "os.umask": {"privileges"},  # it is the whole process's, and there a worker's
     "os.setresuid": {"privileges"},
     "threading.Thread": {"testing"},
-    "signal.signal": {"signals", "handle", "worker", "cli.serve", "aio.life"},
+    "signal.signal": {"signals", "handle", "worker", "upgrade", "cli.serve", "aio.life"},
 }
 
 # Wide excepts stand around user code, and each says so.

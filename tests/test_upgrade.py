@@ -258,6 +258,38 @@ def test_a_stop_during_an_upgrade_ends_both(
     assert not (tmp_path / "pid").exists() and not (tmp_path / "sock").exists()
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_stop_as_soon_as_an_upgrade_has_begun_ends_both(
+    start: Starter, version: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
+    """Between its fork and its program the successor has the old master's signal handlers."""
+    server = start(BOTH).ready()
+    server.signal(signal.SIGUSR2)
+    server.saw("started a successor")
+    server.signal(signum)
+    assert server.wait() == 0
+    assert not server.anyone_left(PATIENCE)
+    assert not (tmp_path / "pid").exists() and not (tmp_path / "sock").exists()
+
+
+def test_a_stop_is_not_outlived_by_a_successor_that_hears_nothing(
+    start: Starter, version: Path
+) -> None:
+    server = start(f"""{PROGRAM}
+    if version == "2":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        os.write(1, b"booting\\n")
+        time.sleep(1000)
+    serve(Tell, Server, workers=1)
+    """).ready()
+    version.write_text("2")
+    server.signal(signal.SIGUSR2)
+    server.saw("^booting$")
+    server.signal(signal.SIGQUIT)
+    assert server.wait() == 0
+    assert not server.anyone_left(PATIENCE)
+
+
 def test_a_successor_that_is_stopped_in_its_probation_harms_nobody(
     start: Starter, version: Path, tmp_path: Path
 ) -> None:
@@ -312,10 +344,25 @@ def test_what_the_new_program_does_not_listen_on_is_closed(
     version.write_text("2")
     successor = upgraded(server, server.pid)
     assert said(server)[0] == said(server, str(tmp_path / "new"))[0] == "2"
-    assert not (tmp_path / "sock").exists()
-    eventually(lambda: not (tmp_path / "pid1").exists())
+    eventually(lambda: not (tmp_path / "sock").exists() and not (tmp_path / "pid1").exists())
     assert (tmp_path / "pid2").read_text() == f"{successor}\n"
     stopped(server, successor)
+
+
+def test_what_the_new_program_does_not_listen_on_stays_while_it_may_fail(
+    start: Starter, version: Path, tmp_path: Path
+) -> None:
+    server = start(f"""{PROGRAM}
+    serve(Tell, Server, [f"unix:sock{{version}}"], workers=1, pid_path=f"pid{{version}}")
+    """).ready()
+    version.write_text("2")
+    server.signal(signal.SIGUSR2)
+    server.saw("master pid=.* ready", 2)
+    server.expect_error("upgrade failed")
+    server.signal(signal.SIGKILL, int(server.saw(r"started a successor, pid=(\d+)")[0][1]))
+    server.saw("upgrade failed, this master serves on")
+    assert said(server, str(tmp_path / "sock1"))[0] == "1"
+    assert (tmp_path / "pid1").read_text() == f"{server.pid}\n"
 
 
 def test_a_server_of_a_foreign_class_and_datagrams_go_over_too(

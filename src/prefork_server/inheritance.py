@@ -27,6 +27,7 @@ class Inheritance:
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         self._sockets: list[tuple[str, int, str]] = []  # key, descriptor, path
+        self._left: list[str] = []  # paths of the predecessor's that nobody has taken over
         self._lock: tuple[str, int] | None = None
         self._talk: socket.socket | None = None
         self._is_successor = False
@@ -92,6 +93,9 @@ class Inheritance:
             return False
         drop(self._talk.detach())
         self._talk = None
+        for path in self._left:
+            with suppress(OSError):
+                os.unlink(path)
         return True
 
     def fail(self, reason: str) -> None:
@@ -101,18 +105,17 @@ class Inheritance:
                 self._talk.send(reason.encode("utf-8", "replace")[:WORDS], socket.MSG_NOSIGNAL)
 
     def be_ready(self) -> None:
-        """Tell the predecessor; what was not taken over, nobody wants any more."""
+        """Tell the predecessor. What was not taken over nobody wants any more, but for him, if
+        he is to serve on: its paths go when he does."""
         if self._talk:
             with suppress(OSError):
                 self._talk.send(READY, socket.MSG_NOSIGNAL)
-        paths = [path for _, _, path in self._sockets] + [self._lock[0] if self._lock else ""]
+        self._left = [path for _, _, path in self._sockets if path]
         for _, fd, _ in self._sockets:
             os.close(fd)
         if self._lock:
+            self._left.append(self._lock[0])
             os.close(self._lock[1])
-        for path in filter(None, paths):
-            with suppress(OSError):
-                os.unlink(path)
         self._sockets, self._lock = [], None
 
 

@@ -5,6 +5,7 @@ handler that fails costs nobody anything.
 """
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -55,8 +56,10 @@ class Journal:
     def run_hook(self, name: str, hook: Callable[..., object], *args: Any) -> None:
         try:
             hook(*args)
-        except Exception:  # user code: its errors are logged and change nothing
+        except BaseException:  # user code: its errors are logged and change nothing
             self.say(logging.ERROR, "hook_failed", None, "%s failed", name, exc_info=True)
+        if os.getpid() != self._master_pid:
+            os._exit(1)  # it forked, and its child came back: there is one master
 
     def warn_of_threads(self) -> bool:
         """Whether some run that a fork will not have."""

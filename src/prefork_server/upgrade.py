@@ -72,6 +72,7 @@ class Upgrade:
         self._killed = False
         self._ended_by_us = False
         self._reason = ""  # why it failed, as it says
+        self._failures = 0
 
     def begin(self, now_ns: int, serving: bool) -> None:
         """Start a successor, unless something forbids it; the log says what."""
@@ -92,6 +93,7 @@ class Upgrade:
     def look(self, now_ns: int) -> bool:
         """Whether the successor serves, and everything is its own: leave."""
         if not self._pid:
+            inheritance().settled()  # if we are one ourselves: hear that everything is ours
             return False
         self._listen(now_ns)
         status = self._ended()
@@ -112,7 +114,10 @@ class Upgrade:
             self._signal(signal.SIGQUIT if graceful else signal.SIGTERM)
 
     def close(self) -> None:
-        """We are gone: what there is of a successor has everything."""
+        """We are gone: what there is of a successor has everything. Who was told to end before
+        it was ready, and has not heard it, would have a door that is shut."""
+        if self._pid and self._ended_by_us and self._ready_ns == NEVER:
+            self._signal(signal.SIGKILL)
         if self._talk:
             drop(self._talk.detach())
             self._talk = None
@@ -209,7 +214,8 @@ class Upgrade:
         return True
 
     def _count_failure(self) -> None:
-        self._board.set(0, UPGRADES_FAILED, self._board.get(0, UPGRADES_FAILED) + 1)
+        self._failures += 1  # what stands on the board a worker may have written
+        self._board.set(0, UPGRADES_FAILED, self._failures)
 
     def _forget(self) -> None:
         self._pid = 0
@@ -228,6 +234,10 @@ def _become_successor(will: str, fds: Sequence[int], mask: set[int]) -> NoReturn
         environ[VARIABLE] = will
         if _directory_then:
             os.chdir(_directory_then)
+        for signum in signal.valid_signals():
+            # A handler of ours would note in a memory that is about to go what is meant for it.
+            if callable(signal.getsignal(signum)):
+                signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.execve(sys.executable, sys.orig_argv, environ)  # noqa: S606
     except OSError as error:
