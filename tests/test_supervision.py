@@ -575,6 +575,69 @@ def test_hooks_run_where_they_should_and_their_errors_change_nothing(start: Star
     assert server.ask() == b"hello"
 
 
+@pytest.mark.parametrize("end", ["sys.exit(3)", "raise KeyboardInterrupt", "os.fork()"])
+def test_a_hook_cannot_end_the_master_nor_make_a_second_one(start: Starter, end: str) -> None:
+    server = start(f"""
+        class Server(PreforkTCPServer):
+            def after_worker_exit(self, death):
+                {end}
+
+        serve(Echo, Server, workers=1)
+    """).ready()
+    server.expect_error("SIGKILL", "failed$", "Traceback")
+    server.signal(signal.SIGKILL, server.workers()[0])
+    server.saw("forked", times=2)
+    assert server.ask() == b"hello"
+    eventually(lambda: [title(pid)[:18] for pid in server.workers()] == ["Server worker 1 id"])
+    assert server.quit() == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "signum"),
+    [
+        ("os.truncate(board, 0)", 0),
+        ("master._board.set(0, ROTATION, 2**63 - 1)", signal.SIGUSR1),
+        (
+            "master._board.set(0, GENERATION, -5); master._board.set(0, WANTED, 2**60)",
+            signal.SIGHUP,
+        ),
+        ("master._board.set(1, DEADLINE, -1)", 0),
+        ("os.eventfd_write(master._acceptor._relay.fd, 2**64 - 2); os._exit(0)", 0),
+        ("os.set_blocking(relay, True); os.eventfd_write(relay, 2**64 - 2); os._exit(0)", 0),
+    ],
+)
+def test_what_a_worker_writes_where_it_should_not_does_not_end_the_master(
+    start: Starter, spoil: str, signum: int
+) -> None:
+    server = start(f"""
+        from prefork_server.scoreboard import DEADLINE, GENERATION, NAME, ROTATION, WANTED
+
+        def work(master):
+            relay = master._acceptor._relay.fd
+            fds = [f"/proc/self/fd/{{fd}}" for fd in os.listdir("/proc/self/fd")]
+            [board] = [fd for fd in fds if NAME in os.path.realpath(fd)] or ["none"]
+            if master.slot == 1 and not os.path.exists("done"):
+                open("done", "w").close()
+                try:
+                    {spoil}
+                finally:
+                    print("spoilt")
+            for connection, _ in master.connections():
+                with connection:
+                    connection.sendall(connection.recv(9))
+
+        Preforker(work, listen="127.0.0.1:0", workers=2).run()
+    """).ready()
+    server.expect_error("worker=1", "Traceback")
+    if "_exit" not in spoil:
+        server.saw("spoilt")
+    if signum:
+        server.signal(signum)
+    for _ in range(4):
+        assert server.ask() == b"hello"
+    assert server.quit() == 0
+
+
 def test_a_log_handler_that_fails_does_not_end_the_server(start: Starter) -> None:
     server = start("""
         import logging

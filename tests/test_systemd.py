@@ -1,6 +1,7 @@
 """The protocols of systemd, over real datagrams and real descriptors that the test makes."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -129,6 +130,16 @@ def test_nobody_who_listens_is_nobodys_loss(tmp_path: Path) -> None:
     assert environ == {}
     notifier.hear("ready", 1)
     notifier.pulse(SECOND, lambda: "fine")
+
+
+def test_without_descriptors_it_is_silent_and_the_server_lives(tmp_path: Path) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        notifier.hear("ready", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_one_who_does_not_read_is_not_waited_for(tmp_path: Path) -> None:

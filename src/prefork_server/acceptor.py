@@ -50,7 +50,10 @@ class Relay:
         self.fd: int = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
 
     def wake_one(self) -> None:
-        os.eventfd_write(self.fd, 1)
+        # All share the flag, and the count: whoever spoilt them must not hold the master up.
+        os.set_blocking(self.fd, False)
+        with suppress(BlockingIOError):
+            os.eventfd_write(self.fd, 1)
 
     def woken(self) -> None:
         with suppress(BlockingIOError):  # a sibling was faster

@@ -19,6 +19,7 @@ class Rotation:
     def __init__(self, board: Scoreboard, journal: Journal) -> None:
         self._board = board
         self._say = journal.say
+        self._number = 0  # what stands on the board a worker may have written
         self._under_way = False
 
     def begin(self) -> None:
@@ -27,7 +28,7 @@ class Rotation:
         The master comes first: it may make files, and give them to the workers' user.
         """
         failures = reopen()
-        number = self._board.get(0, ROTATION) + 1
+        self._number = number = self._number + 1
         self._board.set(0, ROTATION, number)
         self._under_way = True
         self._say(logging.INFO, "reopening", None, "SIGUSR1: rotation %d, logs reopened", number)
@@ -38,7 +39,7 @@ class Rotation:
     def look(self, workers: Iterable[WorkerHandle]) -> None:
         """Say it, once, when the last worker has followed."""
         if self._under_way:
-            number = self._board.get(0, ROTATION)
+            number = self._number
             if all(self._board.get(worker.slot, ROTATION) == number for worker in workers):
                 self._under_way = False
                 message = "rotation %d done: nobody writes to the old files"

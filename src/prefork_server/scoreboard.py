@@ -39,8 +39,10 @@ descriptor is the one that ``mmap`` keeps. Workers have it too, as they have the
 Nothing here knows a process: who writes what is up to ``pool`` and ``worker``.
 """
 
+import fcntl
 import mmap
 import os
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK
 from typing import Final
 
 _WORDS: Final = 16  # 128 bytes: neighbours never share a cache line
@@ -97,9 +99,11 @@ class Scoreboard:
     """``capacity`` rows, numbered from 1, shared with every process forked from now on."""
 
     def __init__(self, capacity: int) -> None:
-        fd = os.memfd_create(NAME)
+        fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, (capacity + 1) * (_WORDS * 8 + _TEXT))
+            # A worker that made it shorter would end all of us by SIGBUS.
+            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
             self._lay_out(mmap.mmap(fd, 0))
         finally:
             os.close(fd)

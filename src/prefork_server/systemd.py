@@ -70,10 +70,12 @@ class Notifier:
                 self._tell(f"STATUS={text}")
 
     def _tell(self, *lines: str) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with (
+            suppress(OSError),  # nobody listens any more; or there are no descriptors left
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+        ):
             sock.settimeout(0.1)  # its queue may be full, and workers are not to wait for it
-            with suppress(OSError):  # nobody listens any more
-                sock.sendto("\n".join(lines).encode(), self._address)
+            sock.sendto("\n".join(lines).encode(), self._address)
 
 
 def handed_over(environ: MutableMapping[str, str] = os.environ) -> dict[int, str]:
