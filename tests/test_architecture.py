@@ -201,7 +201,7 @@ MAY_CALL = {
     "os.umask": {"privileges"},  # it is the whole process's, and there a worker's
     "os.setresuid": {"privileges"},
     "threading.Thread": {"testing"},
-    "signal.signal": {"signals", "handle", "worker", "upgrade", "cli.serve", "aio.life"},
+    "signal.signal": {"signals", "handle", "worker", "upgrade", "aio.life"},
 }
 
 # Wide excepts stand around user code, and each says so.

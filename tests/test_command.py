@@ -503,6 +503,9 @@ BROKEN = {
     "import os; os.abort()": "the process that was to load the target ended: killed by SIGABRT",
     "raise ValueError('ü' * 100000)": "ValueError: ü{100000}",
     "import time; time.sleep(1000)": r"was not loaded after 0.5s \(boot_timeout\)",
+    "import signal, time; signal.signal(signal.SIGALRM, signal.SIG_IGN); time.sleep(1000)": (
+        r"was not loaded after 0.5s \(boot_timeout\)"
+    ),
 }
 
 
@@ -523,6 +526,23 @@ def test_a_target_that_cannot_be_imported_is_told_once_and_nothing_is_bound(
     assert ours not in said.stderr
     assert "importlib" not in said.stderr
     assert not path.exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_nobody_goes_on_with_an_import_that_hangs_when_the_command_is_gone(
+    command: Callable[..., Server], tmp_path: Path, signum: int
+) -> None:
+    (tmp_path / "hangs.py").write_text(
+        "import signal, time\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        "print('hanging', flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    server = command("serve", "hangs:app", "-b", "127.0.0.1:0")
+    server.saw("^hanging$")
+    server.signal(signum)
+    server.process.wait(PATIENCE)
+    assert not server.anyone_left()
 
 
 ONCE = """

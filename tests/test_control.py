@@ -16,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from prefork_server.cli.holder import Row
+from prefork_server.cli.holder import NotDone, Row, links
+from prefork_server.cli.look import look
+from prefork_server.cli.options import parse
+from prefork_server.reports import STACKS
 from prefork_server.scoreboard import LAYOUT, PID, Scoreboard
 
 from .conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all, unmeasured
@@ -148,6 +151,20 @@ def test_upgrade_returns_when_the_successor_has_everything(
     assert f"pid {successor}: serving" in asked(tmp_path, "status", "x.pid").stdout
     assert asked(tmp_path, "stop", "x.pid").returncode == 0
     server.wait()
+
+
+def test_stop_in_the_first_seconds_of_a_successor_stops_both(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    server.expect_error("upgrade failed")
+    server.signal(signal.SIGUSR2)
+    server.saw("master pid=.* ready", 2)
+    eventually(lambda: (tmp_path / "x.pid").read_text() != f"{server.pid}\n")
+    said = asked(tmp_path, "stop", "x.pid")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert server.wait() == 0
+    assert not server.anyone_left()
 
 
 def test_an_upgrade_that_fails_is_told_and_the_old_one_serves(
@@ -343,6 +360,17 @@ def test_a_hang_after_stacks_is_told_with_its_place_alone(
     assert server.count("^Current thread") == 1
 
 
+def test_who_keeps_others_from_looking_is_not_waited_for_for_ever(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    monkeypatch.setattr("prefork_server.cli.look._TURN", 0.1)
+    (link,) = links(server.workers()[0], STACKS)
+    with open(link, "rb") as paper, pytest.raises(NotDone, match="somebody else has looked"):
+        fcntl.flock(paper, fcntl.LOCK_EX)
+        look(parse(["stacks", str(tmp_path / "x.pid")]))
+
+
 # Who is meant
 
 
@@ -368,6 +396,37 @@ def test_nobody_is_asked_where_no_server_runs(verb: list[str], tmp_path: Path) -
         2,
         f"prefork-server: pid {os.getpid()} is no server, or none yet\n",
     )
+
+
+@pytest.mark.parametrize("verb", [*VERBS, ["stop"]], ids=lambda verb: verb[0])
+def test_who_only_stands_in_a_file_that_somebody_locks_is_not_signalled(
+    verb: list[str], tmp_path: Path
+) -> None:
+    stranger = subprocess.Popen(["sleep", "1000"])
+    try:
+        with (tmp_path / "x.pid").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # for which it is enough to be able to read it
+            print(stranger.pid, file=lock, flush=True)
+            said = asked(tmp_path, *verb, "x.pid")
+        assert (said.returncode, said.stderr) == (
+            2,
+            f"prefork-server: x.pid is held, but not by pid {stranger.pid}, "
+            "whose number is in it\n",
+        )
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize("number", ["0", "1", "-5", "2147483648", "9" * 30, "four"])
+def test_a_number_that_is_no_pid_is_misuse(number: str, tmp_path: Path) -> None:
+    with (tmp_path / "x.pid").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        print(number, file=lock, flush=True)
+        said = asked(tmp_path, "stop", "x.pid")
+    assert said.returncode == 2
+    assert said.stderr.startswith("prefork-server: x.pid is held, and its number is ")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")

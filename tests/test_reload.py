@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,10 +142,13 @@ def test_a_daemon_reloads_and_then_stops(start: Starter, tmp_path: Path) -> None
     assert log.read_text().count("has put its things away") == 4
 
 
-def test_a_reload_makes_the_pid_file_again_if_it_was_removed(start: Starter) -> None:
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("")])
+def test_a_reload_makes_the_pid_file_again_if_it_was_removed_or_emptied(
+    start: Starter, harm: Callable[[Path], object]
+) -> None:
     server = start(LOOP + "    Preforker(work, workers=1).run()").ready()
     path = start.directory / "preforker.pid"
-    path.unlink()
+    harm(path)
     hup(server, 2)
     assert path.read_text() == f"{server.pid}\n"
     assert server.quit() == 0

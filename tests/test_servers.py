@@ -275,6 +275,29 @@ def test_a_handler_that_forks_never_makes_a_second_accept_loop(start: Starter) -
     assert server.workers() == [worker]
 
 
+def test_a_process_that_a_handler_leaves_behind_keeps_no_door_open(start: Starter) -> None:
+    server = start(
+        """
+        class Forks(Echo):
+            def handle(self):
+                if not os.fork():
+                    self.request.close()
+                    os.read(0, 1)  # the end of our input: the test's
+                    os._exit(0)
+                super().handle()
+
+        serve(Forks, workers=1)
+    """,
+        stdin=subprocess.PIPE,
+    ).ready()
+    address = server.address
+    assert server.ask() == b"hello"
+    assert server.quit() == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, 5)
+    server.process.stdin.close()
+
+
 def test_what_a_fork_of_a_worker_says_does_not_count_for_it(start: Starter) -> None:
     server = start("""
         class Forks(Echo):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -9,15 +10,26 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from prefork_server.inheritance import VARIABLE, Inheritance
 
-from .conftest import PATIENCE, ROOT, Server, Starter, eventually, read_all, title, unmeasured
+from .conftest import (
+    PATIENCE,
+    ROOT,
+    Server,
+    Starter,
+    children,
+    eventually,
+    read_all,
+    title,
+    unmeasured,
+)
 from .hammer import HTTPHammer
 from .test_systemd import Init
 
@@ -308,6 +320,76 @@ def test_a_successor_that_is_stopped_in_its_probation_harms_nobody(
     assert (tmp_path / "pid").read_text() == f"{server.pid}\n"
 
 
+def test_one_that_takes_its_time_to_stop_in_its_probation_inherits_nothing(
+    start: Starter, version: Path, tmp_path: Path
+) -> None:
+    server = start(BOTH).ready()
+    version.write_text("2")
+    server.signal(signal.SIGUSR2)
+    server.saw("master pid=.* ready", 2)
+    successor = int(server.saw(r"started a successor, pid=(\d+)")[0][1])
+    server.expect_error("upgrade failed")
+    with ExitStack() as stack:
+        # One of these is its, and says nothing.
+        clients = [stack.enter_context(server.connect()) for _ in range(8)]
+        for client in clients:
+            client.sendall(b"begun")
+        eventually(lambda: any(" busy " in title(pid) for pid in children(successor)))
+        server.signal(signal.SIGQUIT, successor)
+        server.saw("SIGQUIT: stopping")
+        time.sleep(2.5)  # longer than the old master waits for a successor that is to fail
+        for client in clients:
+            client.sendall(b"\n")
+            assert read_all(client)
+    server.saw("upgrade failed, this master serves on: .* exit code 0: it was told to stop")
+    assert said(server, str(tmp_path / "sock"))[0] == "1"
+    assert (tmp_path / "pid").read_text() == f"{server.pid}\n"
+
+
+def test_a_graceful_stop_just_after_the_successor_was_ready_cuts_nobody(
+    start: Starter, version: Path
+) -> None:
+    server = start(BOTH).ready()
+    version.write_text("2")
+    server.signal(signal.SIGUSR2)
+    successor = int(server.saw(r"started a successor, pid=(\d+)")[0][1])
+    with ExitStack() as stack:
+        server.saw("master pid=.* ready", 2)
+        clients = [stack.enter_context(server.connect()) for _ in range(8)]
+        for client in clients:
+            client.sendall(b"begun")
+        eventually(lambda: any(" busy " in title(pid) for pid in children(successor)))
+        server.signal(signal.SIGQUIT)
+        server.saw("SIGQUIT: stopping", 2)
+        for client in clients:
+            client.sendall(b"\n")
+            assert read_all(client)
+    assert server.wait() == 0
+    assert not server.anyone_left(PATIENCE)
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_pid_file_that_is_removed_around_an_upgrade_is_the_successors_again(
+    start: Starter, version: Path, tmp_path: Path, when: str
+) -> None:
+    server = start(BOTH).ready()
+    path = tmp_path / "pid"
+    if when == "before":
+        path.unlink()
+        successor = upgraded(server, server.pid)
+    else:
+        server.signal(signal.SIGUSR2)
+        server.saw("master pid=.* ready", 2)
+        path.unlink()
+        server.signal(signal.SIGHUP)  # to the old one, whose number it must not be any more
+        successor = int(server.saw(r"the successor pid=(\d+) serves, leaving")[0][1])
+        server.process.wait(PATIENCE)
+        server.signal(signal.SIGHUP, successor)
+    eventually(lambda: path.exists() and path.read_text() == f"{successor}\n")
+    stopped(server, successor)
+    assert not path.exists()
+
+
 def test_a_master_that_is_killed_leaves_everything_to_its_successor(
     start: Starter, version: Path, tmp_path: Path
 ) -> None:
@@ -464,10 +546,43 @@ def test_the_environment_and_the_directory_are_those_of_the_start(
     successor = upgraded(server, server.pid)
     first, second = (m[1] for m in server.saw(r"^[12] True (.*)$", 2))
     assert first == f"{tmp_path} yes None False ['one', 'two words']"
-    # The variable was there, and is taken out when a server is made.
-    assert second == f"{tmp_path} yes None True ['one', 'two words']"
+    assert second == f"{tmp_path} yes None False ['one', 'two words']"
     assert f"{VARIABLE}=" not in "".join(os.environ)
     stopped(server, successor)
+
+
+def test_what_the_program_starts_before_its_server_has_nothing_of_the_predecessors(
+    start: Starter, version: Path, tmp_path: Path
+) -> None:
+    server = start(f"""{PROGRAM}
+    os.system("ls -l /proc/self/fd > fds; env > env")
+    serve(Tell, Server, ["127.0.0.1:0", "unix:sock"], workers=1, pid_path="pid")
+    """).ready()
+    version.write_text("2")
+    successor = upgraded(server, server.pid)
+    assert "socket:" not in (tmp_path / "fds").read_text()
+    assert VARIABLE not in (tmp_path / "env").read_text()
+    stopped(server, successor)
+
+
+def test_an_upgrade_without_descriptors_is_refused_and_the_workers_after_it_serve(
+    start: Starter, version: Path
+) -> None:
+    server = start(BOTH).all_ready(2)
+    taken = {int(fd) for fd in os.listdir(f"/proc/{server.pid}/fd")}
+    free = [fd for fd in range(max(taken) + 4) if fd not in taken]
+    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    for count in range(4):
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (free[count], limits[1]))
+        server.signal(signal.SIGUSR2)
+        server.saw("no upgrade: cannot start it: Too many open files", times=count + 1)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+        if count == 2:
+            break
+    server.signal(signal.SIGHUP)
+    server.saw("generation 2 serves")
+    assert said(server)[0] == "1"
+    assert server.quit() == 0
 
 
 def test_systemd_is_told_who_is_the_main_process_now(

@@ -334,6 +334,11 @@ class Acceptor:
             listener.close()
         self._listeners.clear()
 
+    def disown(self) -> None:
+        """In a fork: the epoll is the worker's, and nobody is accepted here."""
+        for listener in self._listeners.values():
+            listener.close()
+
     def hang_up(self) -> None:
         """Nothing more is answered."""
         self.close()

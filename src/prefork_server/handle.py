@@ -367,6 +367,9 @@ class MasterHandle:
         signal.setitimer(signal.ITIMER_REAL, self._graceful)
 
     def _disown(self) -> None:
-        """In a fork of the worker: it may read the scoreboard, but what it writes, nobody sees."""
+        """In a fork of the worker: it may read the scoreboard, but what it writes, nobody sees.
+        And where the listeners are open in it, clients would wait when the server is gone."""
         self._foreign = True
+        if self._acceptor:
+            self._acceptor.disown()
         self._own_words = memoryview(bytearray(self._words)).cast("q")

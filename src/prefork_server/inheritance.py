@@ -125,6 +125,9 @@ def inheritance() -> Inheritance:
     return Inheritance()
 
 
+inheritance()  # now: what the program starts before its server would have all of it, too
+
+
 def take_over(sock: socket.socket, key: str) -> bool:
     """Whether a predecessor left a socket for this key: then ``sock`` is that one."""
     fd = inheritance().take(key)

@@ -208,7 +208,7 @@ class Master:
         self._journal.ready(addresses)
         if inheritance().is_successor():
             inheritance().be_ready()
-            self._claim.write()
+            self._journal.run_hook("pid_path", self._claim.renew)
         self._run_hook("ready", addresses)
         self._remote.is_ready(addresses)
 
@@ -350,7 +350,8 @@ class Master:
                 logging.INFO, "stopping", None, "%s: stopping %d workers %s", reason, count, how
             )
         ajar = False
-        self._upgrade.end(hurry)
+        inheritance().fail("it was told to stop")  # if it is one's own by now, nobody hears it
+        self._upgrade.end(time.monotonic_ns(), hurry)
         if not self._pool.stopping:
             # First the door, then the workers: who is inside is served, and who comes
             # later is refused. They hold the last descriptors, and close them when done.

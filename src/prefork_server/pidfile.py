@@ -20,8 +20,11 @@ from .settings import FilePath, absolute
 class Claim:
     """A file with our pid in it, locked. ``None``: nothing is held.
 
-    A successor has the lock from its predecessor, whose pid stays there until ``write``.
+    A successor has the lock from its predecessor, whose pid stays there until ``renew``. While
+    it is ``lent`` to a successor, the number is not ours to write.
     """
+
+    lent: bool = False
 
     def __init__(self, path: FilePath | None) -> None:
         self._path = "" if path is None else absolute("pid_path", path)
@@ -37,14 +40,14 @@ class Claim:
         """The path, and the descriptor that holds it."""
         return (self._path, self._fd) if self._path else None
 
-    def write(self) -> None:
-        """Put our pid in it. Raises ConfigError."""
-        if self._path:
-            _write(self._path, self._fd)
-
     def renew(self) -> None:
-        """Make the file again, if it was removed or replaced. Raises as ``claimed`` does."""
-        if self._path and not _is_at(self._path, self._fd):
+        """Put our pid in it; make it again, if it was removed or replaced. Raises as
+        ``claimed`` does."""
+        if self.lent or not self._path:
+            return
+        if _is_at(self._path, self._fd):
+            _write(self._path, self._fd)
+        else:
             fd = _written(self._path)  # first: at no time is there none that we hold
             drop(self._fd)
             self._fd = fd

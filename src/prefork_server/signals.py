@@ -5,6 +5,7 @@ nothing. Only its number counts, so a burst of one signal is one, and
 no flood of others can push a QUIT out.
 """
 
+import fcntl
 import os
 import select
 import signal
@@ -149,6 +150,22 @@ def all_blocked() -> Iterator[set[int]]:
         yield set(map(int, mask))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def when_it_ends(pipe: int, signum: int) -> bool:
+    """Have the kernel send us ``signum`` when the last writer of this pipe is gone, wherever we
+    are then; whether that is so already. Nobody writes there, and we close ``pipe``.
+
+    It is opened anew, since who gets the signal belongs to the open description.
+    """
+    fd = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK)
+    os.close(pipe)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, int(signum))
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    end = select.poll()
+    end.register(fd, 0)  # POLLHUP is always told
+    return bool(end.poll(0))
 
 
 def make_room_for_signals() -> None:

@@ -9,7 +9,8 @@ The protocol, spoken over a socket pair; the new master's half is in ``inheritan
     2 s later, if it still lives: YOURS, -> may remove the paths and the pid file from now on
     and leaves
 
-The end of the talk in place of a word says that the other one is gone.
+Any other word of the new one says why it is about to end. The end of the talk in place of a
+word says that the other one is gone.
 """
 
 import json
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NoReturn
 
-from .errors import ConfigError
+from .errors import PreforkError
 from .forks import drop, fork, keep_from_forks
 from .inheritance import READY, VARIABLE, WORDS, YOURS, inheritance
 from .journal import Journal
@@ -81,7 +82,7 @@ class Upgrade:
             try:
                 self._start(now_ns)
             except OSError as error:
-                refusal = f"cannot fork: {error.strerror}"
+                refusal = f"cannot start it: {error.strerror}"
         if refusal:
             if not self._pid:  # of that one, too, it is seen how it ends
                 self._count_failure()
@@ -100,15 +101,17 @@ class Upgrade:
         if status is not None:
             self._fail(status)
         elif self._ready_ns < NEVER:
-            return now_ns - self._ready_ns >= _PROBATION_NS and self._hand_over()
+            passed = now_ns - self._ready_ns >= _PROBATION_NS
+            return passed and not self._reason and self._hand_over()
         elif now_ns - self._begun_ns > self._boot_ns and not self._killed:
             self._killed = True
             self._signal(signal.SIGKILL)
         return False
 
-    def end(self, hurry: bool) -> None:
+    def end(self, now_ns: int, hurry: bool) -> None:
         """We are told to stop: so is it. It knows signals once it is ready."""
         if self._pid:
+            self._listen(now_ns)
             graceful = self._ready_ns < NEVER and not hurry
             self._ended_by_us = True
             self._signal(signal.SIGQUIT if graceful else signal.SIGTERM)
@@ -130,14 +133,19 @@ class Upgrade:
         return f"one is under way, pid={self._pid}" if self._pid else ""
 
     def _start(self, now_ns: int) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        keep_from_forks(ours.fileno())
-        ours.setblocking(False)
         sockets = [listener.legacy for listener in self._listeners]
         lock = None
         if self._claim.lock:
             path, fd = self._claim.lock
             lock = path, os.dup(fd)  # ours is closed in every fork
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            if lock:
+                os.close(lock[1])
+            raise
+        keep_from_forks(ours.fileno())
+        ours.setblocking(False)
         will = {
             "parent": os.getpid(),
             "talk": theirs.fileno(),
@@ -157,7 +165,7 @@ class Upgrade:
             theirs.close()
             if lock:
                 os.close(lock[1])
-        self._talk, self._pid = ours, pid
+        self._talk, self._pid, self._claim.lent = ours, pid, True
         self._board.set(0, SUCCESSOR, pid)
         self._begun_ns, self._ready_ns, self._killed, self._reason = now_ns, NEVER, False, ""
 
@@ -183,8 +191,8 @@ class Upgrade:
         pid = self._pid
         self._count_failure()
         self._forget()
-        with suppress(ConfigError):  # a full disk; the number inside is information
-            self._claim.write()
+        with suppress(PreforkError):  # a full disk; the number inside is information
+            self._claim.renew()
         if self._ended_by_us:
             message = "the successor pid=%d ended, as it was told to: %s"
             self._say(logging.INFO, "upgrade_ended", None, message, pid, status)
@@ -197,6 +205,8 @@ class Upgrade:
             while self._talk and (word := self._talk.recv(WORDS)):
                 if word == READY:
                     self._ready_ns = min(self._ready_ns, now_ns)
+                    if self._ended_by_us:  # it had no ears until now
+                        self._signal(signal.SIGQUIT)
                 else:
                     self._reason = word.decode("utf-8", "backslashreplace")
 
@@ -218,7 +228,7 @@ class Upgrade:
         self._board.set(0, UPGRADES_FAILED, self._failures)
 
     def _forget(self) -> None:
-        self._pid = 0
+        self._pid, self._claim.lent = 0, False
         self._board.set(0, SUCCESSOR, 0)
         self.close()
 

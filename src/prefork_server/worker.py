@@ -5,9 +5,7 @@ In here the master is a ``MasterHandle``, which user code calls ``master``.
 """
 
 import faulthandler
-import fcntl
 import os
-import select
 import signal
 import traceback
 from typing import NoReturn
@@ -17,7 +15,7 @@ from .here import stand_here
 from .job import Job, nothing
 from .logfiles import flush_streams
 from .reports import leave_report
-from .signals import ORPHANED, SHOW, WHERE, Bell, make_room_for_signals
+from .signals import ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
 
 # Of the signals that mean something to the master, or that a terminal sends to all
 # its processes: in a worker they do nothing. Not SIG_IGN, which programs started
@@ -64,7 +62,9 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     signal.set_wakeup_fd(bell.rope, warn_on_full_buffer=False)
     heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, SHOW, *_NOT_FOR_WORKERS}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - heard)
-    _follow(shared, master)
+    # The pipe of life: only the master holds its writing end.
+    if when_it_ends(shared.life, ORPHANED):
+        master._orphaned()
     shared.title.show_worker(slot)
     try:
         if job.identity:
@@ -87,21 +87,3 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
         # where no handler of a signal can run, and after the death of the master for ever.
         master._end_in_time()
         flush_streams()
-
-
-def _follow(shared: Shared, master: MasterHandle) -> None:
-    """Have the kernel tell us when the master is gone, wherever we are then.
-
-    Nobody writes to the pipe of life, and only the master holds its writing end. So
-    the one thing that ever happens there is its end, and it comes as a signal. The
-    pipe is opened anew, since who gets the signal belongs to the open description.
-    """
-    fd = os.open(f"/proc/self/fd/{shared.life}", os.O_RDONLY | os.O_NONBLOCK)
-    os.close(shared.life)
-    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(fd, fcntl.F_SETSIG, int(ORPHANED))
-    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-    end = select.poll()
-    end.register(fd, 0)  # POLLHUP is always told
-    if end.poll(0):  # it was gone before we were listening
-        master._orphaned()

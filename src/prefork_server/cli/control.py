@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ..errors import PreforkError
 from ..scoreboard import (
@@ -25,9 +26,10 @@ from ..scoreboard import (
     UPGRADES_FAILED,
     WANTED,
 )
-from .holder import Holder, NotDone, held, holder, others, wait
+from .holder import Holder, NotDone, held, holder, names, others, wait
 from .options import PROG, Misuse, Options
 
+_REAPED = 5.0  # seconds until a master that serves on has written its pid
 _ANSWER = 0.5  # seconds after which a signal is sent again: one that was pending is one
 
 
@@ -145,31 +147,48 @@ _VERBS = {"reload": _reload, "upgrade": _upgrade, "reopen": _reopen, "scale": _s
 
 
 def _stop(options: Options) -> int:
-    """Of any process that holds the file, of whatever version it is."""
+    """Of any process that holds the file, of whatever version it is; of a successor in its
+    first seconds, and then of its predecessor, who would serve on."""
     path, within = options.values["pid_file"], options.values["within"]
+    end = float("inf") if within is None else time.monotonic() + within
+    signum = signal.SIGINT if options.values["now"] else signal.SIGQUIT
+    while True:
+        pid, gone = _stop_holder(path, signum, end)
+        if not gone:
+            sys.stderr.write(f"{PROG}: pid {pid} is still there after {within:g}s\n")
+            return 1
+        if not names(path, pid):
+            return 0
+        written = partial(_is_renewed, path, pid)
+        wait(f"waiting for who started pid {pid}", _REAPED, written)
+
+
+def _is_renewed(path: str, pid: int) -> bool:
+    return not names(path, pid)
+
+
+def _stop_holder(path: str, signum: int, end: float) -> tuple[int, bool]:
+    """Its pid, and whether it is gone."""
     pidfd, pid = holder(path)
     try:
-        signal.pidfd_send_signal(pidfd, signal.SIGINT if options.values["now"] else signal.SIGQUIT)
-        gone = _wait(pidfd, pid, within)
+        signal.pidfd_send_signal(pidfd, signum)
+        return pid, _wait(pidfd, pid, end)
     except ProcessLookupError:
-        gone = True  # it went by itself
+        return pid, True  # it went by itself
     except PermissionError as error:
         raise Misuse(others(pid, path)) from error
     finally:
         os.close(pidfd)
-    if not gone:
-        sys.stderr.write(f"{PROG}: pid {pid} is still there after {within:g}s\n")
-    return 0 if gone else 1
 
 
-def _wait(pidfd: int, pid: int, within: float | None) -> bool:
+def _wait(pidfd: int, pid: int, end: float) -> bool:
     watch = select.poll()
     watch.register(pidfd, select.POLLIN)
     terminal = sys.stderr.isatty()
     start = time.monotonic()
     while not watch.poll(200):
         passed = time.monotonic() - start
-        if within is not None and passed >= within:
+        if time.monotonic() >= end:
             return False
         if terminal:
             sys.stderr.write(f"\rstopping pid {pid}: {passed:.0f}s ")

@@ -206,8 +206,9 @@ def wait(what: str, within: float | None, done: Callable[[], bool]) -> bool:
 def holder(path: str) -> tuple[int, int]:
     """A descriptor of the process that holds the file, and its pid.
 
-    The lock says that somebody runs, and the number who. It is looked at again when we have
-    hold of the process: meanwhile the number could have become a stranger's.
+    The lock says that somebody runs, and the number who; and that one must have the file open,
+    since whoever can read it can lock it, too. The number is looked at again when we have hold
+    of the process: meanwhile it could have become a stranger's.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -222,14 +223,47 @@ def holder(path: str) -> tuple[int, int]:
         except OSError as error:
             raise Misuse(f"{path} names pid {pid}: {error.strerror}") from error
         try:
+            if not _has_open(pid, fd):
+                raise Misuse(f"{path} is held, but not by pid {pid}, whose number is in it")
             if _number(path, fd) != pid:
                 raise Misuse(f"{path} has changed hands just now")
+        except PermissionError as error:
+            os.close(pidfd)
+            raise Misuse(others(pid, path)) from error
         except Misuse:
             os.close(pidfd)
             raise
         return pidfd, pid
     finally:
         os.close(fd)
+
+
+def names(path: str, pid: int) -> bool:
+    """Whether the file is held, and this is the number in it, dead or alive: of a dead one, its
+    predecessor has the lock, too."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return _number(path, fd) == pid
+    except Misuse:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _has_open(pid: int, fd: int) -> bool:
+    """Whether the process has the file open that is ours as ``fd``. Raises PermissionError."""
+    try:
+        entries = os.listdir(f"/proc/{pid}/fd")
+    except FileNotFoundError:
+        return False  # it is gone
+    for entry in entries:
+        with suppress(FileNotFoundError):  # it was closed just now, or is no file
+            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{entry}"), os.fstat(fd)):
+                return True
+    return False
 
 
 def _number(path: str, fd: int) -> int:
@@ -241,6 +275,6 @@ def _number(path: str, fd: int) -> int:
         fcntl.flock(fd, fcntl.LOCK_UN)  # ours alone: nobody else has this descriptor
         raise Misuse(f"nobody holds {path}: the server does not run")
     text = os.pread(fd, 20, 0).partition(b"\n")[0]
-    if not text.isdigit() or int(text) <= 1:
+    if not text.isdigit() or not 1 < int(text) < 1 << 31:
         raise Misuse(f"{path} is held, and its number is {text!r}")
     return int(text)

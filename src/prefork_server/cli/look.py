@@ -18,10 +18,12 @@ from contextlib import ExitStack
 from ..reports import STACKS, cleaned
 from ..scoreboard import BOOTING, GENERATION, LEFT, SECOND, STATE, STOPPING, SUCCESSOR, WANTED
 from ..signals import SHOW
-from .holder import Holder, NotDone, Row, hears, held, links, others, signals_of
+from .holder import Holder, NotDone, Row, hears, held, links, others, signals_of, wait
 from .options import Misuse, Options
 
 _PATIENCE = 2.0  # seconds for one worker to answer; one that is stopped never does
+_TURN = 30.0  # seconds for others who look, too
+_LONGEST = 1 << 20  # bytes of one worker's stacks
 _STATES = {BOOTING: "starting", STOPPING: "stopping", LEFT: "leaving to a successor"}
 _HEADS = ("slot", "pid", "state", "generation", "age", "requests", "busy for", "peer")
 
@@ -102,7 +104,8 @@ def _stacks(server: Holder) -> int:
         except (PermissionError, ValueError) as error:
             raise Misuse(others(server.pid, server.path)) from error
         closing.callback(os.close, paper)
-        fcntl.flock(paper, fcntl.LOCK_EX)  # one at a time: the workers write to one file
+        if not wait("waiting for others who look", _TURN, lambda: _locked(paper)):
+            raise NotDone(f"somebody else has looked at its stacks for more than {_TURN:g}s")
         closing.callback(os.ftruncate, paper, 0)
         for row in server.rows():
             os.ftruncate(paper, 0)
@@ -116,11 +119,20 @@ def _stacks(server: Holder) -> int:
     return 1 if silent else 0
 
 
+def _locked(paper: int) -> bool:
+    """One at a time: the workers write to one file."""
+    try:
+        fcntl.flock(paper, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _shown(row: Row, master: int, paper: int) -> str:
     """Ask one worker, and wait until it has said everything."""
     try:
         pidfd = os.pidfd_open(row.pid)
-    except OSError:
+    except (OSError, OverflowError):
         raise NotDone("it is gone") from None
     try:
         if _parent(row.pid) != master:  # looked at when we have hold of it
@@ -135,7 +147,7 @@ def _shown(row: Row, master: int, paper: int) -> str:
             if time.monotonic() > end:
                 raise NotDone(f"it has not answered within {_PATIENCE:g}s")
             select.poll().poll(2)  # of nothing
-        return _workers_own(cleaned(os.pread(paper, os.fstat(paper).st_size, 0)))
+        return _workers_own(cleaned(os.pread(paper, _LONGEST, 0)))
     except ProcessLookupError:
         raise NotDone("it is gone") from None
     except PermissionError:

@@ -9,6 +9,7 @@ decides which sockets are bound. It costs one import more at the start.
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import stat
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..errors import ConfigError, PreforkError
-from ..forks import fork
+from ..forks import drop, fork, keep_from_forks
 from ..handle import MasterHandle
 from ..inheritance import inheritance
 from ..job import Hooks, nothing
@@ -30,7 +31,7 @@ from ..logfiles import flush_streams, logger_named
 from ..privileges import Identity, identity_of
 from ..remote import Remote
 from ..settings import Settings
-from ..signals import all_blocked
+from ..signals import all_blocked, when_it_ends
 from ..systemd import handed_over
 from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe
@@ -172,10 +173,10 @@ def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, An
     flush_streams()  # what is in a buffer now would be written twice
     # No pipe: it may be full, and what the import has started may hold its other end.
     with open(os.memfd_create("prefork-target"), "r+b") as paper:
-        status = _in_child(lambda mask: _answer(find, paper.fileno(), seconds, identity, mask))
+        status = _in_child(
+            seconds, lambda life, mask: _answer(find, paper.fileno(), identity, life, mask)
+        )
         words = paper.read()
-    if status == -signal.SIGALRM:
-        raise LoadError(f"the target was not loaded after {seconds:g}s (boot_timeout)")
     if not words:
         raise LoadError(f"the process that was to load the target ended: {_ending(status)}")
     told: dict[str, Any] = json.loads(words)
@@ -186,16 +187,26 @@ def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, An
     return told
 
 
-def _in_child(answer: Callable[[set[int]], NoReturn]) -> int | None:
-    """Wait for its end, and return its exit code; None if nobody knows. A Ctrl-C ends it, too."""
+def _in_child(seconds: float, answer: Callable[[int, set[int]], NoReturn]) -> int | None:
+    """Wait for its end, and return its exit code; None if nobody knows. A Ctrl-C ends it, too.
+
+    ``answer`` is given a pipe that ends when we do, and the signal mask. Raises LoadError if
+    it takes longer.
+    """
     pidfd = -1
+    life, lifeline = os.pipe()
+    keep_from_forks(lifeline)
     try:
         with all_blocked() as mask:  # a Ctrl-C in a function that runs at forks would be lost
             child = fork()
             if child == 0:
-                answer(mask)
+                answer(life, mask)
             with suppress(ProcessLookupError):  # where SIGCHLD is ignored the system reaps it
                 pidfd = os.pidfd_open(child)
+        if pidfd >= 0 and not _ends_within(pidfd, seconds):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise LoadError(f"the target was not loaded after {seconds:g}s (boot_timeout)")
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except ChildProcessError:
         return None
@@ -205,25 +216,33 @@ def _in_child(answer: Callable[[set[int]], NoReturn]) -> int | None:
             os.waitpid(child, 0)
         raise
     finally:
+        os.close(life)
+        drop(lifeline)
         if pidfd >= 0:
             os.close(pidfd)
+
+
+def _ends_within(pidfd: int, seconds: float) -> bool:
+    end = select.poll()
+    end.register(pidfd, select.POLLIN)
+    return bool(end.poll(seconds * 1000))
 
 
 def _answer(
     find: Callable[[], Recipe],
     paper: int,
-    seconds: float,
     identity: Identity | None,
+    life: int,
     mask: set[int],
 ) -> NoReturn:
     """In the child, which never comes back."""
     try:
+        # Wherever the import hangs, and whatever it blocks.
+        if when_it_ends(life, signal.SIGKILL):
+            os._exit(1)
         if identity:
             identity.assume()  # it imports the program, as the workers do
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        # Wherever the import hangs, and whoever dies meanwhile.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             told = _told(find())
         except ConfigError as error:

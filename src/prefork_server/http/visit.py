@@ -71,7 +71,7 @@ def parkable(handler: Any) -> Callable[..., Any] | None:
 class Visit(Guest):
     """One connection, from its first byte to its last."""
 
-    awaited = True  # until it has been answered, and while a part of a head is there
+    awaited: bool = True  # until it has been answered, and while a part of a head is there
     handler: Any
     _step: Callable[[Any], None]  # what to do next: a function, since a method would be a cycle
 
@@ -120,6 +120,7 @@ class Visit(Guest):
 class OwnVisit(Visit):
     """Of an ``HTTPRequestHandler``, which waits for no head."""
 
+    awaited: bool
     until_ns: int
 
     def _await_first(self) -> None:
@@ -233,6 +234,7 @@ class PlainVisit(Visit):
     """Of a ``BaseHTTPRequestHandler`` as it is, which reads its requests by itself: when a head
     has come, or will not come, or is longer than any."""
 
+    awaited: bool
     until_ns: int
 
     def _await_first(self) -> None:
