@@ -199,6 +199,24 @@ def test_reopen_returns_when_every_worker_has_followed(
     assert server.saw("rotation 2, logs reopened")
 
 
+def test_reopen_fails_where_somebody_keeps_the_old_file(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    own = "import logging\nlogging.getLogger('own').addHandler(logging.FileHandler('own'))\n"
+    server = serve(things=own + THINGS)  # which the master never imports
+    server.expect_error("keeps the old file", "rotation 1 failed")
+    os.rename(tmp_path / "own", tmp_path / "own.1")
+    (tmp_path / "own").mkdir()
+    said = asked(tmp_path, "reopen", "x.pid")
+    assert (said.returncode, said.stderr) == (
+        1,
+        f"prefork-server: old files are still in use: the log of pid {server.pid} says by whom\n",
+    )
+    server.saw("rotation 1 failed: old files are kept by 2 of 2 workers$")
+    (tmp_path / "own").rmdir()
+    assert asked(tmp_path, "reopen", "x.pid").returncode == 0
+
+
 def test_scale_returns_when_there_are_so_many(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve()
     for number in (7, 3, 0, 1):
@@ -265,7 +283,7 @@ def test_status_is_refreshed_on_a_terminal_until_ctrl_c(
 
 def test_a_state_is_the_first_that_holds() -> None:
     def row(ready: bool, retiring: bool, since_ns: int) -> str:
-        return Row(1, 2, 1, 0, ready, retiring, 0, since_ns, 0, "").state
+        return Row(1, 2, 1, 0, ready, retiring, 0, since_ns, "").state
 
     assert row(False, False, 0) == "booting"
     assert row(True, False, 0) == "idle"

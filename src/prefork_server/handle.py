@@ -98,7 +98,7 @@ class MasterHandle:
         self._requests = at(slot, REQUESTS)
         self._since = at(slot, SINCE)
         self._asks_stop = at(slot, ASKS_STOP)
-        self._rotation = at(slot, ROTATION)
+        self._rotation = self._words[at(slot, ROTATION)]  # which one we have followed
         self._newest_rotation = at(0, ROTATION)
         self._wear = Wear(settings, self.logger, self._note, shared.bell.ring)
         self._enough = self._wear.served_enough_at
@@ -130,7 +130,7 @@ class MasterHandle:
             raise ValueError(f"within is a number of seconds above 0, not {within!r}")
         words = self._own_words
         words[self._deadline] = time.monotonic_ns() + allowed_ns
-        if words[self._rotation] != self._words[self._newest_rotation]:
+        if self._rotation != self._words[self._newest_rotation]:
             self._follow_rotation()
         if self._wear.weighs and not self._acceptor:  # who accepts does it in between
             self._wear.weigh()
@@ -204,7 +204,7 @@ class MasterHandle:
                 self._be_idle()
             now_ns = time.monotonic_ns()
             self._own_words[self._deadline] = now_ns + self._patience_ns
-            if self._own_words[self._rotation] != self._words[self._newest_rotation]:
+            if self._rotation != self._words[self._newest_rotation]:
                 self._follow_rotation()
             if self._is_over():
                 break
@@ -336,11 +336,13 @@ class MasterHandle:
 
     def _follow_rotation(self) -> None:
         """Open the logs anew, as the master has done."""
-        for failure in reopen():
+        self._rotation = self._words[self._newest_rotation]
+        failures = reopen()
+        for failure in failures:
             extra = {"event": "reopen_failed", "worker": self.slot, "pid": os.getpid()}
             message = "worker=%d pid=%d keeps the old file: %s"
             self.logger.error(message, self.slot, os.getpid(), failure, extra=extra)
-        self._own_words[self._rotation] = self._words[self._newest_rotation]
+        self._note(ROTATION, -self._rotation if failures else self._rotation)
         self._master_bell.ring()
 
     def _is_over(self) -> bool:
