@@ -104,6 +104,7 @@ class MasterHandle:
         self._enough = self._wear.served_enough_at
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
+        self._listeners = job.listeners
         if job.listeners:
             listeners = [listener.socket for listener in job.listeners]
             self._acceptor = Acceptor(
@@ -222,6 +223,7 @@ class MasterHandle:
         wish = self._words[self._wish] or self._asked_to_go()
         if wish not in _DRAINS:
             self._be_idle()
+            yield from self._from_deserted()
             acceptor.close()
             yield from self._see_off(acceptor)
             wish = self._words[self._wish]
@@ -229,6 +231,19 @@ class MasterHandle:
             yield from self._drain(acceptor, _QUIET if wish == DRAIN else 0.0)
         self._be_idle()
         acceptor.close()
+
+    def _from_deserted(self) -> Iterator[socket.socket]:
+        """Who waits where nobody else will look: those after us have other sockets there."""
+        end = time.monotonic() + self._graceful / 2
+        waiting = select.poll()
+        for listener in self._listeners:
+            if listener.deserted:
+                waiting.register(listener.socket, select.POLLIN)
+                while waiting.poll(0) and time.monotonic() < end:
+                    self._beat()
+                    yield listener.socket
+                    self._be_idle()
+                waiting.unregister(listener.socket)
 
     def _see_off(self, acceptor: Acceptor) -> Iterator[socket.socket | Guest]:
         """The others take who comes. Whom we keep, and may be about to ask, we serve to his

@@ -128,7 +128,8 @@ class Upgrade:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         keep_from_forks(ours.fileno())
         ours.setblocking(False)
-        sockets = [listener.legacy for listener in self._listeners]
+        # A path that was removed is made again, by whoever comes anew.
+        sockets = [each.legacy for each in self._listeners if not each.deserted]
         lock = None
         if self._claim.lock:
             path, fd = self._claim.lock
