@@ -235,6 +235,57 @@ def test_beyond_its_limits_scale_is_misuse() -> None:
     assert "0 to 2048, not '1.5'" in said.stderr
 
 
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [
+        (["reload"], "reloading pid {}"),
+        (["upgrade"], "upgrading pid {}"),
+        (["reopen"], "reopening the logs of pid {}"),
+        (["scale", "2"], "scaling pid {} to 2"),
+    ],
+)
+def test_on_a_terminal_a_verb_says_for_how_long_it_has_waited(
+    serve: Callable[..., Server], tmp_path: Path, verb: list[str], what: str
+) -> None:
+    server = serve(workers=1)
+    os.mkfifo(tmp_path / "gate")
+    if verb[0] == "scale":  # the second worker waits there, as the others do for the client
+        (tmp_path / "things.py").write_text("open('gate').close()\n" + THINGS)
+    ours, theirs = pty.openpty()
+    with ExitStack() as closing:
+        closing.callback(os.close, ours)
+        client = closing.enter_context(held(server))
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "prefork_server", *verb, "x.pid"],
+            stderr=theirs,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+        closing.callback(waiting.wait)
+        closing.callback(waiting.kill)
+        os.close(theirs)
+        seen = b""
+        while b"s " not in seen:
+            seen += os.read(ours, 4096)
+        let_go(client)
+        closing.callback(os.close, os.open(tmp_path / "gate", os.O_RDWR))
+        assert waiting.wait(PATIENCE) == 0
+        while not seen.endswith(b"\n"):
+            seen += os.read(ours, 4096)
+    first, *more = seen.decode().removesuffix("\r\n").split("\r")
+    assert first == ""
+    seconds = []
+    for line in more:  # one line, over and over
+        said, _, passed = line.rpartition(": ")
+        assert said == what.format(server.pid)
+        seconds.append(int(passed.removesuffix("s ")))
+    assert seconds == sorted(seconds) and seconds[0] >= 1
+    if verb == ["upgrade"]:
+        server.saw("leaving")
+        assert asked(tmp_path, "stop", "x.pid").returncode == 0
+        server.wait()
+
+
 # What is shown
 
 
