@@ -55,7 +55,7 @@ prove: ## the five promises, live, in 30 seconds
 bench-threads: ## against socketserver's own servers
 	$(PYTHON) -m benchmarks.threads
 
-bench-lifecycle: ## how long starting, stopping and replacing take
+bench-lifecycle: ## how long starting, stopping and replacing take, and what a reload costs clients
 	$(PYTHON) -m benchmarks.lifecycle
 
 bench-http: $(BIN)/.made ## against nginx, uvicorn, gunicorn and http.server; wrk makes the load

@@ -6,11 +6,13 @@ told, so no polling is in it; but a busy machine is, and it shows in the worst o
 tries first. A worker counts as ready when its ``after_fork`` runs, the last thing but
 two writes to memory. Ends are those of the master process, Python's own finish included;
 that nobody is left is proved after each, and not timed. Servers have the default
-settings where nothing else is said, and nobody is connected but to the one that hangs.
+settings where nothing else is said, and nobody is connected but to the one that hangs, and
+to the one that is reloaded: there 8 clients ask all the time, as in ``load``.
 """
 
 import argparse
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 import prefork_server
 from prefork_server import MasterHandle, PreforkTCPServer
 
+from .load import put_load_on
 from .processes import SECOND, Event, ServerProcess, cpu_clock_ns, tell, wait_gone
 from .report import machine, print_table
 
@@ -39,6 +42,9 @@ TRIES = 10
 KILLS = 100
 LIFE_NS = 12 * SECOND // 10  # of a worker before it is killed: a shorter one is a false start
 IDLE_SECONDS = 10.0
+ROUNDS = 5
+REQUESTS = 20_000  # of 8 clients: two seconds, or more
+RELOADS_EVERY = 0.3  # seconds: about what one takes under this load
 
 # Without site-packages: the .pth files of some machines import half the standard library.
 _IMPORT = """\
@@ -65,25 +71,30 @@ class Hang(socketserver.BaseRequestHandler):
         time.sleep(1000)
 
 
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.sendall(self.request.recv(64))
+
+
 class Telling(PreforkTCPServer):
     def after_fork(self, master: MasterHandle) -> None:
-        tell("worker")
+        tell("worker", str(master.generation))
 
     def ready(self, addresses: Sequence[str]) -> None:
         tell("ready", addresses[0])
 
 
-def serve(workers: int, timeout: float) -> None:
+def serve(workers: int, timeout: float, handler: type[socketserver.BaseRequestHandler]) -> None:
     """In the server process."""
     # We kill workers by the hundred, and the log would say so.
     logging.getLogger("prefork_server").addHandler(logging.NullHandler())
-    with Telling(("127.0.0.1", 0), Hang, workers=workers, timeout=timeout) as server:
+    with Telling(("127.0.0.1", 0), handler, workers=workers, timeout=timeout) as server:
         tell("called")
         server.serve_forever()
 
 
-def start(workers: int, timeout: float = 30) -> ServerProcess:
-    return ServerProcess(MODULE, "--serve", workers, "--timeout", timeout)
+def start(workers: int, timeout: float = 30, *options: str) -> ServerProcess:
+    return ServerProcess(MODULE, "--serve", workers, "--timeout", timeout, *options)
 
 
 def hear_workers(server: ServerProcess, count: int) -> list[Event]:
@@ -151,6 +162,49 @@ def replacing() -> Iterator[Figure]:
             alive.append(server.hear("worker"))
             values.append((alive[-1].at_ns - begin) / MS)
     yield Figure("8 workers: from SIGKILL to a replacement", "ms", values, "<= 10, worst <= 100")
+
+
+def reloading() -> Iterator[Figure]:
+    """In turns, at rest and while one reload follows the other: the times of 8 clients, and
+    how many had no answer. What the forks take of the CPUs is in the times."""
+    rest, busy, generations = [], [], []
+    with start(4, 30, "--echo") as server:
+        address = server.hear("ready").text
+        for _ in range(ROUNDS):
+            rest.append(put_load_on(address, REQUESTS, 8))
+            hups = multiprocessing.get_context("fork").Process(target=_reload, args=(server.pid,))
+            hups.start()
+            try:
+                busy.append(put_load_on(address, REQUESTS, 8))
+            finally:
+                hups.kill()
+                hups.join()
+            os.kill(server.pid, signal.SIGHUP)  # the last one: when it is there, all are known
+            generations.append(_newest_generation(server, settle_ns=SECOND))
+    for when, loads in (("at rest", rest), ("in reloads", busy)):
+        for percent in (50, 99):
+            values = [load.percentile_ms(percent) for load in loads]
+            yield Figure(f"echo {when}: p{percent} of {REQUESTS}", "ms", values)
+        lost = [float(load.errors) for load in loads]
+        yield Figure(f"echo {when}: lost of {REQUESTS}", "", lost, "0")
+    done = [new - old for old, new in zip([1, *generations], generations, strict=False)]
+    yield Figure("reloads in each of these rounds", "", [float(each) for each in done])
+
+
+def _reload(pid: int) -> None:
+    while True:
+        os.kill(pid, signal.SIGHUP)
+        time.sleep(RELOADS_EVERY)
+
+
+def _newest_generation(server: ServerProcess, settle_ns: int) -> int:
+    """Of the workers that were forked until none has come for so long."""
+    newest = 0
+    while True:
+        try:
+            newest = max(newest, int(server.hear("worker", settle_ns / SECOND).text))
+        except TimeoutError:
+            return newest
 
 
 def idling() -> Iterator[Figure]:
@@ -252,13 +306,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}")
     parser.add_argument("--serve", type=int, metavar="WORKERS", help=argparse.SUPPRESS)
     parser.add_argument("--timeout", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
-        serve(asked.serve, asked.timeout)
+        serve(asked.serve, asked.timeout, Echo if asked.echo else Hang)
         return
     print(machine())
     rows: list[Sequence[str]] = [("figure", "median", "worst", "unit", "count", "target")]
-    measures = importing, starting_and_stopping, replacing, idling, many, hanging, sleeping
+    measures = (
+        *(importing, starting_and_stopping, replacing, reloading),
+        *(idling, many, hanging, sleeping),
+    )
     with compiled_files():
         for measure in measures:
             print(f"{measure.__name__} ...", file=sys.stderr)

@@ -216,6 +216,24 @@ def test_reopen_returns_when_every_worker_has_followed(
     assert server.saw("rotation 2, logs reopened")
 
 
+def test_reopen_fails_where_somebody_keeps_the_old_file(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    own = "import logging\nlogging.getLogger('own').addHandler(logging.FileHandler('own'))\n"
+    server = serve(things=own + THINGS)  # which the master never imports
+    server.expect_error("keeps the old file", "rotation 1 failed")
+    os.rename(tmp_path / "own", tmp_path / "own.1")
+    (tmp_path / "own").mkdir()
+    said = asked(tmp_path, "reopen", "x.pid")
+    assert (said.returncode, said.stderr) == (
+        1,
+        f"prefork-server: old files are still in use: the log of pid {server.pid} says by whom\n",
+    )
+    server.saw("rotation 1 failed: old files are kept by 2 of 2 workers$")
+    (tmp_path / "own").rmdir()
+    assert asked(tmp_path, "reopen", "x.pid").returncode == 0
+
+
 def test_scale_returns_when_there_are_so_many(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve()
     for number in (7, 3, 0, 1):
@@ -232,6 +250,57 @@ def test_beyond_its_limits_scale_is_misuse() -> None:
         assert said.returncode == 2
         assert len(said.stderr.splitlines()) == 1
     assert "0 to 2048, not '1.5'" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [
+        (["reload"], "reloading pid {}"),
+        (["upgrade"], "upgrading pid {}"),
+        (["reopen"], "reopening the logs of pid {}"),
+        (["scale", "2"], "scaling pid {} to 2"),
+    ],
+)
+def test_on_a_terminal_a_verb_says_for_how_long_it_has_waited(
+    serve: Callable[..., Server], tmp_path: Path, verb: list[str], what: str
+) -> None:
+    server = serve(workers=1)
+    os.mkfifo(tmp_path / "gate")
+    if verb[0] == "scale":  # the second worker waits there, as the others do for the client
+        (tmp_path / "things.py").write_text("open('gate').close()\n" + THINGS)
+    ours, theirs = pty.openpty()
+    with ExitStack() as closing:
+        closing.callback(os.close, ours)
+        client = closing.enter_context(held(server))
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "prefork_server", *verb, "x.pid"],
+            stderr=theirs,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        )
+        closing.callback(waiting.wait)
+        closing.callback(waiting.kill)
+        os.close(theirs)
+        seen = b""
+        while b"s " not in seen:
+            seen += os.read(ours, 4096)
+        let_go(client)
+        closing.callback(os.close, os.open(tmp_path / "gate", os.O_RDWR))
+        assert waiting.wait(PATIENCE) == 0
+        while not seen.endswith(b"\n"):
+            seen += os.read(ours, 4096)
+    first, *more = seen.decode().removesuffix("\r\n").split("\r")
+    assert first == ""
+    seconds = []
+    for line in more:  # one line, over and over
+        said, _, passed = line.rpartition(": ")
+        assert said == what.format(server.pid)
+        seconds.append(int(passed.removesuffix("s ")))
+    assert seconds == sorted(seconds) and seconds[0] >= 1
+    if verb == ["upgrade"]:
+        server.saw("leaving")
+        assert asked(tmp_path, "stop", "x.pid").returncode == 0
+        server.wait()
 
 
 # What is shown
@@ -282,7 +351,7 @@ def test_status_is_refreshed_on_a_terminal_until_ctrl_c(
 
 def test_a_state_is_the_first_that_holds() -> None:
     def row(ready: bool, retiring: bool, since_ns: int) -> str:
-        return Row(1, 2, 1, 0, ready, retiring, 0, since_ns, 0, "").state
+        return Row(1, 2, 1, 0, ready, retiring, 0, since_ns, "").state
 
     assert row(False, False, 0) == "booting"
     assert row(True, False, 0) == "idle"

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from prefork_server import ConfigError, Preforker
-from prefork_server.logfiles import open_appending, outlives_the_terminal, redirected, speaking
+from prefork_server.logfiles import (
+    give_away,
+    open_appending,
+    outlives_the_terminal,
+    redirected,
+    speaking,
+)
 
 from .conftest import Starter
 
@@ -49,6 +55,17 @@ def test_a_fifo_with_a_reader_is_refused_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither a file nor a device"):
         open_appending(tmp_path / "fifo", "log_path")
     os.close(reader)
+
+
+def test_a_file_with_a_second_name_is_not_given_away(tmp_path: Path) -> None:
+    (tmp_path / "theirs").touch()
+    os.link(tmp_path / "theirs", tmp_path / "log")
+    given: list[int] = []
+    with pytest.raises(ConfigError, match=r"log_path .*/log: it is a hard link to another file"):
+        give_away(tmp_path / "log", "log_path", given.append)
+    (tmp_path / "theirs").unlink()
+    give_away(tmp_path / "log", "log_path", given.append)
+    assert len(given) == 1
 
 
 def test_a_device_is_as_good_as_a_file() -> None:

@@ -5,8 +5,12 @@ import os
 import resource
 import signal
 import socket
+import tempfile
 import threading
+from collections.abc import Callable, Iterator
+from logging.handlers import RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +36,15 @@ WRITER = """
                 self.wfile.write(line)
 """
 FILES = ("log", "own", "out")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that another user can reach, unlike ``tmp_path``, and not write to."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
 
 
 def served(server: Server, word: str) -> None:
@@ -40,22 +53,24 @@ def served(server: Server, word: str) -> None:
         assert client.recv(100) == word.encode() + b"\n"
 
 
-def start_writer(start: Starter, workers: int) -> Server:
+def start_writer(start: Starter, workers: int, user: str | None = None) -> Server:
     server = start(f"""{WRITER}
     class Server(PreforkTCPServer):
         def ready(self, addresses):
             os.write(2, f"ready, listening on {{addresses[0]}}\\n".encode())
 
-    serve(Write, Server, workers={workers}, log_path="log", stdout_path="out")
+    serve(Write, Server, workers={workers}, log_path="log", stdout_path="out", user={user!r})
     """)
     server.saw("^ready, listening on")
     return server
 
 
+@pytest.mark.parametrize("user", [None, pytest.param("nobody", marks=as_root)])
 def test_twenty_rotations_by_eight_workers_lose_and_tear_no_line(
-    start: Starter, tmp_path: Path
+    start: Starter, open_path: Path, user: str | None
 ) -> None:
-    server = start_writer(start, workers=8)
+    tmp_path = start.directory = open_path
+    server = start_writer(start, workers=8, user=user)
     over = threading.Event()
     words: list[str] = []
 
@@ -139,7 +154,9 @@ def test_what_cannot_be_opened_anew_is_written_to_as_before(start: Starter, tmp_
         (tmp_path / name).mkdir()
     server.signal(signal.SIGUSR1)
     old = tmp_path / "log.1"
-    eventually(lambda: "rotation 1 done" in old.read_text())
+    failed = "rotation 1 failed: old files are kept by 2 of 2 workers, and by the master"
+    eventually(lambda: failed in old.read_text())
+    assert "rotation 1 done" not in old.read_text()
     served(server, "word")
     for name in FILES:
         assert "request word" in (tmp_path / f"{name}.1").read_text()
@@ -161,6 +178,160 @@ def test_a_file_that_was_new_at_the_start_is_not_emptied(tmp_path: Path) -> None
     finally:
         handler.close()
     assert (tmp_path / "log").read_text() == "first\nsecond\n"
+
+
+@as_root
+def test_who_may_not_open_the_new_file_has_not_followed(start: Starter, open_path: Path) -> None:
+    start.directory = open_path
+    server = start_writer(start, workers=3, user="nobody")
+    log, old = open_path / "log", open_path / "log.1"
+    os.rename(log, old)
+    log.write_text("somebody was faster, and this is not for the workers\n")
+    server.signal(signal.SIGUSR1)
+    eventually(lambda: "rotation 1 failed: old files are kept by 3 of 3 workers" in log.read_text())
+    assert "and by the master" not in log.read_text()
+    assert old.read_text().count("keeps the old file: log_path") == 3
+    assert log.stat().st_uid == 0
+    served(server, "word")
+    assert "request word" in old.read_text()
+    log.unlink()
+    server.signal(signal.SIGUSR1)
+    eventually(lambda: log.exists() and "rotation 2 done" in log.read_text())
+    served(server, "another")
+    assert "request another" in log.read_text()
+
+
+@as_root
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_a_link_that_a_user_has_planted_gives_him_nothing(
+    tmp_path: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.touch()
+    handler = logging.FileHandler(tmp_path / "own")  # which follows links, unlike our own files
+    given: list[int] = []
+    try:
+        os.rename(tmp_path / "own", tmp_path / "own.1")
+        plant(theirs, tmp_path / "own")
+        assert reopen(given.append) == []
+        assert given == []
+        os.unlink(tmp_path / "own")
+        assert reopen(given.append) == []
+        assert given == [handler.stream.fileno()]
+    finally:
+        handler.close()
+
+
+def test_a_file_that_cannot_be_given_is_not_used(tmp_path: Path) -> None:
+    def give(fd: int) -> None:
+        raise PermissionError(1, "not on this file system")
+
+    path = tmp_path / "log"
+    handler = logging.FileHandler(path)
+    try:
+        os.rename(path, tmp_path / "log.1")
+        assert reopen(give) == [f"{path}: not on this file system"]
+        handler.emit(logging.makeLogRecord({"msg": "still here"}))
+        assert (tmp_path / "log.1").read_text() == "still here\n"
+    finally:
+        handler.close()
+
+
+def test_what_nobody_has_renamed_need_not_be_opened_again(tmp_path: Path) -> None:
+    """As by a worker that may not: a file that was there before the server is its owner's."""
+
+    class Closed(logging.FileHandler):
+        def _open(self) -> Any:
+            if opened:
+                raise PermissionError(13, "Permission denied")
+            return super()._open()
+
+    opened: list[int] = []
+    handler = Closed(tmp_path / "log")
+    opened.append(1)
+    try:
+        assert reopen() == []
+        os.rename(tmp_path / "log", tmp_path / "log.1")
+        assert reopen() == [f"{tmp_path}/log: Permission denied"]
+    finally:
+        handler.close()
+
+
+@pytest.mark.parametrize("kind", [RotatingFileHandler, WatchedFileHandler])
+@pytest.mark.parametrize("delay", [False, True])
+def test_the_handlers_of_the_standard_library_follow(
+    tmp_path: Path, kind: type[logging.FileHandler], delay: bool
+) -> None:
+    path = tmp_path / "log"
+    handler = kind(path, delay=delay)
+    try:
+        for name in ("one", "two", "three"):
+            handler.emit(logging.makeLogRecord({"msg": name}))
+            os.rename(path, tmp_path / name)
+            assert reopen() == []
+        assert [(tmp_path / name).read_text() for name in ("one", "two", "three")] == [
+            *("one\n", "two\n", "three\n")
+        ]
+    finally:
+        handler.close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no key yet"), KeyError("key"), OSError(5, "I/O")])
+def test_a_handler_that_cannot_open_keeps_the_old_file_and_the_others_follow(
+    tmp_path: Path, error: Exception
+) -> None:
+    class Own(logging.FileHandler):
+        def _open(self) -> Any:
+            if broken:
+                raise error
+            return super()._open()
+
+    broken: list[bool] = []
+    own, other = Own(tmp_path / "own"), logging.FileHandler(tmp_path / "other")
+    try:
+        broken.append(True)
+        for name in ("own", "other"):
+            os.rename(tmp_path / name, tmp_path / f"{name}.1")
+        (failure,) = reopen()
+        assert failure.startswith(f"{tmp_path}/own: ")
+        for handler in (own, other):
+            handler.emit(logging.makeLogRecord({"msg": "word"}))
+        assert (tmp_path / "own.1").read_text() == "word\n"
+        assert (tmp_path / "other").read_text() == "word\n"
+        broken.clear()
+        assert reopen() == []
+        assert (tmp_path / "own").exists()
+    finally:
+        own.close()
+        other.close()
+
+
+def test_a_handler_of_ones_own_that_fails_ends_neither_master_nor_worker(
+    start: Starter, tmp_path: Path
+) -> None:
+    server = start("""
+        import logging
+
+        class Own(logging.FileHandler):
+            def _open(self):
+                if os.path.exists("broken"):
+                    raise RuntimeError("no key yet")
+                return super()._open()
+
+        logging.getLogger("own").addHandler(Own("own"))
+        serve(Echo, workers=2)
+    """).all_ready(2)
+    before = server.workers()
+    server.expect_error("keeps the old file: .*/own: RuntimeError", "rotation 1 failed")
+    (tmp_path / "broken").touch()
+    os.rename(tmp_path / "own", tmp_path / "own.1")
+    server.signal(signal.SIGUSR1)
+    server.saw("rotation 1 failed: old files are kept by 2 of 2 workers, and by the master")
+    assert server.workers() == before
+    (tmp_path / "broken").unlink()
+    server.signal(signal.SIGUSR1)
+    server.saw("rotation 2 done: nobody writes to the old files")
+    assert (tmp_path / "own").exists()
 
 
 def test_one_that_waits_for_its_first_line_is_left_to_wait(tmp_path: Path) -> None:

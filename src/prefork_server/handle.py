@@ -98,12 +98,13 @@ class MasterHandle:
         self._requests = at(slot, REQUESTS)
         self._since = at(slot, SINCE)
         self._asks_stop = at(slot, ASKS_STOP)
-        self._rotation = at(slot, ROTATION)
+        self._rotation = self._words[at(slot, ROTATION)]  # which one we have followed
         self._newest_rotation = at(0, ROTATION)
         self._wear = Wear(settings, self.logger, self._note, shared.bell.ring)
         self._enough = self._wear.served_enough_at
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
+        self._listeners = job.listeners
         if job.listeners:
             listeners = [listener.socket for listener in job.listeners]
             self._acceptor = Acceptor(
@@ -130,7 +131,7 @@ class MasterHandle:
             raise ValueError(f"within is a number of seconds above 0, not {within!r}")
         words = self._own_words
         words[self._deadline] = time.monotonic_ns() + allowed_ns
-        if words[self._rotation] != self._words[self._newest_rotation]:
+        if self._rotation != self._words[self._newest_rotation]:
             self._follow_rotation()
         if self._wear.weighs and not self._acceptor:  # who accepts does it in between
             self._wear.weigh()
@@ -204,7 +205,7 @@ class MasterHandle:
                 self._be_idle()
             now_ns = time.monotonic_ns()
             self._own_words[self._deadline] = now_ns + self._patience_ns
-            if self._own_words[self._rotation] != self._words[self._newest_rotation]:
+            if self._rotation != self._words[self._newest_rotation]:
                 self._follow_rotation()
             if self._is_over():
                 break
@@ -222,6 +223,7 @@ class MasterHandle:
         wish = self._words[self._wish] or self._asked_to_go()
         if wish not in _DRAINS:
             self._be_idle()
+            yield from self._from_deserted()
             acceptor.close()
             yield from self._see_off(acceptor)
             wish = self._words[self._wish]
@@ -229,6 +231,19 @@ class MasterHandle:
             yield from self._drain(acceptor, _QUIET if wish == DRAIN else 0.0)
         self._be_idle()
         acceptor.close()
+
+    def _from_deserted(self) -> Iterator[socket.socket]:
+        """Who waits where nobody else will look: those after us have other sockets there."""
+        end = time.monotonic() + self._graceful / 2
+        waiting = select.poll()
+        for listener in self._listeners:
+            if listener.deserted:
+                waiting.register(listener.socket, select.POLLIN)
+                while waiting.poll(0) and time.monotonic() < end:
+                    self._beat()
+                    yield listener.socket
+                    self._be_idle()
+                waiting.unregister(listener.socket)
 
     def _see_off(self, acceptor: Acceptor) -> Iterator[socket.socket | Guest]:
         """The others take who comes. Whom we keep, and may be about to ask, we serve to his
@@ -336,11 +351,13 @@ class MasterHandle:
 
     def _follow_rotation(self) -> None:
         """Open the logs anew, as the master has done."""
-        for failure in reopen():
+        self._rotation = self._words[self._newest_rotation]
+        failures = reopen()
+        for failure in failures:
             extra = {"event": "reopen_failed", "worker": self.slot, "pid": os.getpid()}
             message = "worker=%d pid=%d keeps the old file: %s"
             self.logger.error(message, self.slot, os.getpid(), failure, extra=extra)
-        self._own_words[self._rotation] = self._words[self._newest_rotation]
+        self._note(ROTATION, -self._rotation if failures else self._rotation)
         self._master_bell.ring()
 
     def _is_over(self) -> bool:

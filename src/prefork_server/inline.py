@@ -55,7 +55,6 @@ class _Inline(MasterHandle):
     def __init__(self, job: Job, shared: Shared, bell: Bell, remote: Remote) -> None:
         super().__init__(1, job, shared, bell)
         self._remote = remote
-        self._listeners = job.listeners
 
     def _is_over(self) -> bool:
         return self._remote.stop_asked or super()._is_over()

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from .daemon import daemonize, go_on
-from .errors import ConfigError
+from .errors import BindError, ConfigError
 from .handle import MasterHandle
 from .inheritance import inheritance
 from .inline import run_inline
@@ -68,19 +68,35 @@ class Launch:
                 listeners=listeners,
                 hooks=self.hooks,
                 identity=identity,
-                renew=lambda: self._renew(claim),
+                renew=lambda: self._renew(claim, listeners, identity),
             )
             if settings.inline:
                 run_inline(job, self.remote)
             else:
                 Master(job, self.remote, claim).run()
 
-    def _renew(self, claim: Claim) -> None:
+    def _renew(
+        self, claim: Claim, listeners: Sequence[Listener], identity: Identity | None
+    ) -> None:
         """Before a new generation: what one may have lost, or would rather read anew."""
         try:
+            for listener in listeners:
+                self._renew_path(listener, identity)
             self.renew()
         finally:
             claim.renew()
+
+    def _renew_path(self, listener: Listener, identity: Identity | None) -> None:
+        journal = Journal(self.logger, os.getpid())
+        try:
+            if listener.renew():
+                if identity:
+                    listener.give_to(identity.uid, identity.gid)
+                message = "the path of %s was removed, and is there again"
+                journal.say(logging.WARNING, "bound_again", None, message, listener.address)
+        except BindError as error:
+            message = "the path was removed, and nobody finds us there: %s"
+            journal.say(logging.ERROR, "path_lost", None, message, error)
 
     def _hand_over(self, identity: Identity, listeners: Sequence[Listener]) -> None:
         """Give the workers what they may have to open again, and their clients the way in."""

@@ -5,20 +5,19 @@ Nothing here waits for clients: that is ``acceptor``, in the workers.
 
 import array
 import errno
-import fcntl
 import logging
 import os
 import socket
-import stat
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from .errors import BindError, ConfigError
 from .inheritance import inheritance, take_over
+from .paths import bind_unix, give, identity, is_lost
 
 AddressLike: TypeAlias = str | tuple[str, int] | os.PathLike[str]
 Addresses: TypeAlias = AddressLike | Sequence[AddressLike]  # when run, a list
@@ -161,11 +160,14 @@ class Listener:
     ``key`` is what a successor knows it by: the address as it stands in the program.
     """
 
-    def __init__(self, sock: socket.socket, path: str = "", key: str = "") -> None:
+    def __init__(
+        self, sock: socket.socket, path: str = "", key: str = "", backlog: int | None = None
+    ) -> None:
         self.socket = sock
         self.key = key
         self._path = os.path.abspath(path) if path else ""
-        self._identity = _identity(self._path) if path else None
+        self._identity = identity(self._path) if path else None
+        self._backlog = backlog
         self._owner = os.getpid()
 
     def serve(self) -> None:
@@ -182,12 +184,33 @@ class Listener:
 
         Raises BindError.
         """
-        if self._identity and self._identity == _identity(self._path):
+        if self._identity:
             ids = (-1 if each is None else each for each in (uid, gid))
             try:
-                os.chown(self._path, *ids, follow_symlinks=False)
+                give(self._path, self._identity, *ids)
             except OSError as reason:
                 raise BindError(self.address, reason) from reason
+
+    @property
+    def deserted(self) -> bool:
+        """Whether its path was removed, or is another's: nobody finds it there any more."""
+        return self._identity is not None and is_lost(self._path, self._identity)
+
+    def renew(self) -> bool:
+        """If it is deserted: bind a new socket to its path, in the place of the old one, which
+        stays with the workers that have it. Raises BindError."""
+        if not self.deserted or self._owner != os.getpid() or not inheritance().settled():
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX, self.socket.type) as sock:
+                bind_unix(sock, self._path, self._backlog)
+                # All who know the socket have it by this number.
+                os.dup2(sock.fileno(), self.socket.fileno(), inheritable=False)
+        except OSError as reason:
+            raise _refused(f"unix:{self._path}", reason) from reason
+        self._identity = identity(self._path)
+        self.serve()
+        return True
 
     def leave(self) -> None:
         """It is another process's now: close it, and let the path be."""
@@ -243,7 +266,7 @@ class Listener:
             return False
         ours, self._identity = self._identity, None  # the number may soon be another file's
         with suppress(OSError):  # gone already, or not ours to remove any more
-            if _identity(self._path) == ours:
+            if identity(self._path) == ours:
                 os.unlink(self._path)
                 return True
         return False
@@ -298,12 +321,13 @@ def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[
     stream = sock.type == socket.SOCK_STREAM
     key = key_of(sock, address.name)
     path = address.name if isinstance(address.name, str) and address.name[0] != "\0" else ""
+    queue = backlog if stream else None
     try:
         if take_over(sock, key):
-            return Listener(sock, path, key)
+            return Listener(sock, path, key, queue)
         if isinstance(address.name, str):
-            _bind_unix(sock, address.name, backlog if stream else None)
-            return Listener(sock, path, key)
+            bind_unix(sock, address.name, queue)
+            return Listener(sock, path, key, queue)
         for option in options:
             sock.setsockopt(socket.SOL_SOCKET, option, 1)
         if address.v6only:
@@ -317,7 +341,11 @@ def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Listener(sock, key=key)
     except OSError as reason:
-        raise BindError(str(address), reason, _CURES.get(reason.errno or 0, "")) from reason
+        raise _refused(str(address), reason) from reason
+
+
+def _refused(address: str, reason: OSError) -> BindError:
+    return BindError(address, reason, _CURES.get(reason.errno or 0, ""))
 
 
 def _while_in_use(step: Callable[[], None], address: Address) -> None:
@@ -333,55 +361,3 @@ def _while_in_use(step: Callable[[], None], address: Address) -> None:
             time.sleep(_PAUSE)
         else:
             return
-
-
-def _bind_unix(sock: socket.socket, path: str, backlog: int | None) -> None:
-    with nullcontext() if path.startswith("\0") else _way_made(path):
-        if not path.startswith("\0"):
-            # The new file takes its mode from the socket's own, less the umask. So it is
-            # never there with a wider one, and no umask of the process is touched.
-            os.fchmod(sock.fileno(), 0o600)
-        sock.bind(path)
-        if backlog is not None:
-            # Within the lock: bound and not yet listening looks stale to others.
-            sock.listen(backlog)
-
-
-@contextmanager
-def _way_made(path: str) -> Iterator[None]:
-    """Only one starter at a time looks, removes and binds in a directory."""
-    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        _remove_stale(path)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _remove_stale(path: str) -> None:
-    """Make way at ``path`` if nothing but a dead server's socket is there."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "something that is not a socket is there, and stays there")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError:
-            pass  # no room in the queue, not permitted, another kind: it lives
-    raise OSError(errno.EADDRINUSE, "a live server has it")
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        there = os.lstat(path)
-    except OSError:
-        return None
-    return there.st_dev, there.st_ino

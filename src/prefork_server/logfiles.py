@@ -207,39 +207,90 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
 _redirections: dict[int, tuple[str, str]] = {}
 
 
-def reopen() -> list[str]:
+def reopen(give: Callable[[int], None] | None = None) -> list[str]:
     """Open anew, by their paths, where prints go and every file of ``logging``, in this process.
 
-    Returns what could not be opened, in sentences: there the old file stays in use.
+    ``give`` is called with the descriptor of each file that is new. Returns what could not be
+    opened, or given, in sentences: there the old file stays in use.
     """
-    failures = []
+    failures: list[str] = []
     flush_streams()
     for fd, (setting, path) in _redirections.items():
         try:
             new = open_appending(path, setting)
-        except ConfigError as error:
-            failures.append(str(error))
-        else:
-            os.dup2(new, fd)  # no moment without a file, and nobody needs to know
-            os.close(new)
+            try:
+                _give_new(new, path, give)
+                os.dup2(new, fd)  # no moment without a file, and nobody needs to know
+            finally:
+                os.close(new)
+        except (ConfigError, OSError) as error:
+            if not _is_at(path, fd):
+                failures.append(_sentence(path, error))
     # All that there are, as logging.shutdown() finds them: one may stand behind another.
     for reference in logging._handlerList.copy():  # type: ignore[attr-defined]
         handler = reference()
         if isinstance(handler, logging.FileHandler) and handler.stream:
-            try:
-                old = handler.setStream(_reopened(handler))
-            except ConfigError as error:
-                failures.append(str(error))
-            except OSError as error:
-                failures.append(f"{handler.baseFilename}: {error.strerror}")
-            else:
-                if old:
-                    old.close()
+            failures += _reopen_handler(handler, give)
     return failures
 
 
+def _reopen_handler(
+    handler: logging.FileHandler, give: Callable[[int], None] | None
+) -> Iterator[str]:
+    """Yields why it could not, if that is so."""
+    path = handler.baseFilename
+    spare = None  # the new stream until it is in use, the old one from then on
+    try:
+        spare = _reopened(handler)
+        _give_new(_descriptor(spare), path, give)
+        spare = handler.setStream(spare)
+    except Exception as error:  # user code: a class may open in a way of its own
+        if not _is_at(path, _descriptor(handler.stream)):
+            yield _sentence(path, error)
+    if spare:
+        with suppress(OSError, ValueError):  # a full disk
+            spare.close()
+
+
+def _give_new(fd: int, path: str, give: Callable[[int], None] | None) -> None:
+    """Give it away if it was made just now: empty, ours, and ``path`` its one name.
+
+    Who can write to the directory, a worker perhaps, could have put a link there, or a file
+    with something in it that is not for him. Raises OSError.
+    """
+    if not give or fd < 0:
+        return
+    with suppress(FileNotFoundError):  # it is elsewhere, or renamed already
+        there = os.lstat(path)  # all in one look
+        ours = os.path.samestat(there, os.fstat(fd)) and there.st_uid == os.geteuid()
+        new = there.st_nlink == 1 and there.st_size == 0
+        if ours and new and stat.S_ISREG(there.st_mode):
+            give(fd)
+
+
+def _is_at(path: str, fd: int) -> bool:
+    """Whether it is the file that has this name: nobody has renamed it, and nothing is lost."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def _descriptor(stream: Any) -> int:
+    try:
+        return int(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # it only looks like a file, or is closed
+        return -1
+
+
+def _sentence(path: str, error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    return f"{path}: {error.strerror if isinstance(error, OSError) else repr(error)}"
+
+
 def _reopened(handler: logging.FileHandler) -> Any:
-    if "w" in handler.mode:  # it was truncated when it was new
+    if set(handler.mode) & set("wx"):  # it was truncated, or made, when it was new
         return open(handler.baseFilename, "a", encoding=handler.encoding, errors=handler.errors)
     return handler._open()
 
@@ -279,7 +330,10 @@ def give_away(path: FilePath, setting: str, give: Callable[[int], None]) -> None
         return  # it is open already, and somebody else's
     fd = open_appending(path, setting)
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+        there = os.fstat(fd)
+        if stat.S_ISREG(there.st_mode):
+            if there.st_nlink > 1:
+                raise ConfigError(f"{setting} {path}: it is a hard link to another file")
             give(fd)
     except OSError as error:
         raise ConfigError(f"{setting} {path}: {error.strerror}") from error

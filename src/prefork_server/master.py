@@ -74,7 +74,7 @@ class Master:
         self._notifier = Notifier(os.environ if self._on_main_thread else {})
         self._journal = Journal(job.logger, self._pid, self._notifier)
         self._say = self._journal.say
-        self._rotation = Rotation(self._board, self._journal)
+        self._rotation = Rotation(self._board, self._journal, job.identity)
         boot_ns = in_ns(job.settings.boot_timeout)
         self._upgrade = Upgrade(boot_ns, job.listeners, claim, self._journal, self._board)
         self._life, self._lifeline = os.pipe()

@@ -12,7 +12,8 @@ One row a slot, each 16 aligned words of 8 bytes and 64 bytes of text:
     memory     worker          what it holds for itself alone, bytes; 0 = not measured
     requests   worker          connections taken since it was forked; over HTTP, requests
     since      worker          when the present one was taken, monotonic ns; 0 = idle
-    rotation   worker          the last rotation of the logs that it has followed
+    rotation   worker          the last rotation of the logs that it has followed; negative: it
+                               keeps an old file, since it could not open the new one
     pid        master          of the worker; 0 = the row is free
     forked     master          when it was forked, monotonic ns
     generation master          of which reload it is, from 1
@@ -32,6 +33,7 @@ forked from now on, the ``rotation`` that it has begun, and
     failed           the newest whose first worker came to nothing
     successor        the pid of the one that an upgrade has started; 0 = none is under way
     upgrades_failed  how many were refused, or ended before they had everything
+    rotated          the last rotation that has ended; negative: somebody keeps an old file
 
 The memory has a name: the command finds it in ``/proc/PID/fd``, and reads it there. The
 descriptor is the one that ``mmap`` keeps. Workers have it too, as they have the memory.
@@ -63,7 +65,7 @@ FORKED: Final = 11
 GENERATION: Final = 12
 
 # Of row 0. To change anything above or below is to change the last digits of LAYOUT.
-THIS_LAYOUT: Final = 0x70726566_0001
+THIS_LAYOUT: Final = 0x70726566_0002
 LAYOUT: Final = 0
 WANTED: Final = 1
 STATE: Final = 2
@@ -71,6 +73,7 @@ SERVED: Final = 3
 FAILED: Final = 4
 SUCCESSOR: Final = 5
 UPGRADES_FAILED: Final = 6
+ROTATED: Final = 9
 
 BOOTING: Final = 0
 SERVING: Final = 1

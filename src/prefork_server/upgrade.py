@@ -133,7 +133,8 @@ class Upgrade:
         return f"one is under way, pid={self._pid}" if self._pid else ""
 
     def _start(self, now_ns: int) -> None:
-        sockets = [listener.legacy for listener in self._listeners]
+        # A path that was removed is made again, by whoever comes anew.
+        sockets = [each.legacy for each in self._listeners if not each.deserted]
         lock = None
         if self._claim.lock:
             path, fd = self._claim.lock

@@ -88,6 +88,9 @@ class Doors:
             wish = await self._word_of_master()
             if wish in _DRAINS:
                 await self._drain(_QUIET if wish == DRAIN else 0.0)
+            for each in master._listeners:
+                while each.deserted and each.socket in self._streams and self._take(each.socket):
+                    pass
             self._close()
             self._look()
             await self._nobody.wait()

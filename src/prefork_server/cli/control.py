@@ -17,6 +17,7 @@ from ..scoreboard import (
     FAILED,
     GENERATION,
     LEFT,
+    ROTATED,
     ROTATION,
     SERVED,
     SERVING,
@@ -104,9 +105,10 @@ def _reopen(server: Holder, options: Options) -> _Begun:
 
     def done() -> bool:
         _must_stay(server, or_stop=True)
-        return server.word(ROTATION) > before and all(
-            row.rotation > before for row in server.rows()
-        )
+        ended = server.board.get(0, ROTATED)
+        if -ended > before:
+            raise NotDone(f"old files are still in use: the log of pid {server.pid} says by whom")
+        return ended > before
 
     return f"reopening the logs of pid {server.pid}", done
 

@@ -23,7 +23,6 @@ from ..scoreboard import (
     PID,
     READY,
     REQUESTS,
-    ROTATION,
     SINCE,
     WISH,
     Scoreboard,
@@ -47,7 +46,6 @@ class Row:
     retiring: bool
     requests: int
     since_ns: int  # 0: it is idle
-    rotation: int
     peer: str
 
     @property
@@ -86,7 +84,6 @@ class Holder:
             retiring=word(WISH) != 0 or word(LEAVING) != 0,
             requests=word(REQUESTS),
             since_ns=word(SINCE),
-            rotation=word(ROTATION),
             peer=self.board.peer(slot),
         )
 

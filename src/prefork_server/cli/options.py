@@ -23,7 +23,7 @@ from ..settings import MAX_WORKERS, Settings, settle
 PROG = "prefork-server"
 DEFAULT_BIND = "127.0.0.1:8000"
 
-# What people's fingers know from other servers. Some settings are not there yet.
+# What people's fingers know from other servers.
 _SHORT = {
     "workers": ("-w",),
     "timeout": ("-t",),

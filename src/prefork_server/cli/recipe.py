@@ -112,11 +112,9 @@ def recipe(thing: Thing, said: str | None, udp: bool, keywords: Mapping[str, Any
     elif kind == "server":
         server = _preforked(thing)
     elif kind == "wsgi":
-        from .. import http
+        from ..http import PreforkWSGIServer
 
-        server, handler = getattr(http, "PreforkWSGIServer", None), thing.value
-        if server is None:
-            raise Misuse(f"{thing.name} is a WSGI application, and this version serves none")
+        server, handler = PreforkWSGIServer, thing.value
     what = server.__name__ if server else words_for(kind)
     for name in keywords:
         if server is None or not _knows(server, name):
