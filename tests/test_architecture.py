@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "logfiles": {"errors", "forks", "settings"},
     "pidfile": {"errors", "forks", "inheritance", "settings"},
     "daemon": {"errors", "forks", "logfiles", "signals"},
-    "inheritance": {"forks"},
+    "inheritance": {"errors", "forks"},
     "paths": set(),
     "listeners": {"errors", "inheritance", "paths"},
     "peers": {"errors"},

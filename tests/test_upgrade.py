@@ -585,6 +585,40 @@ def test_an_upgrade_without_descriptors_is_refused_and_the_workers_after_it_serv
     assert server.quit() == 0
 
 
+def test_a_program_that_goes_into_the_background_by_itself_is_not_upgraded_to(
+    start: Starter, version: Path, tmp_path: Path
+) -> None:
+    server = start(f"""{PROGRAM}
+    if version == "2" and os.fork():
+        os._exit(0)
+    serve(Tell, Server, ["127.0.0.1:0", "unix:sock"], workers=1, pid_path="pid")
+    """).ready()
+    server.expect_error("upgrade failed")
+    version.write_text("2")
+    server.signal(signal.SIGUSR2)
+    server.expect_error("Traceback")
+    server.saw("upgrade failed, this master serves on: .* exit code 0")
+    server.saw("BootError: an upgrade of a program that has gone into the background by itself")
+    for _ in range(4):
+        assert (
+            said(server)[:2] == said(server, str(tmp_path / "sock"))[:2] == ["1", str(server.pid)]
+        )
+    assert (tmp_path / "pid").read_text() == f"{server.pid}\n"
+    assert server.quit() == 0
+
+
+def test_a_path_that_is_anothers_by_now_is_not_the_successors_to_remove(
+    start: Starter, version: Path, tmp_path: Path
+) -> None:
+    server = start(BOTH).ready()
+    successor = upgraded(server, server.pid)
+    (tmp_path / "sock").unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "sock"))
+        stopped(server, successor)
+        assert (tmp_path / "sock").exists()
+
+
 def test_systemd_is_told_who_is_the_main_process_now(
     start: Starter, version: Path, tmp_path: Path
 ) -> None:

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from .errors import BootError
 from .forks import drop, keep_from_forks
 
 VARIABLE: Final = "PREFORK_SERVER_UPGRADE"
@@ -22,12 +23,28 @@ WORDS: Final = 1000  # bytes at most of what the new one says besides
 YOURS: Final = b"yours\n"  # to the new one: all is yours
 
 
+class Legacy(NamedTuple):
+    """One socket: what it is known by, its descriptor, and the path that it was bound to; ``file``
+    is who that was, its device and inode, and so not the path of whoever is there by now."""
+
+    key: str
+    fd: int
+    path: str
+    file: tuple[int, int] | None
+
+    def unlink(self) -> None:
+        with suppress(OSError):
+            there = os.lstat(self.path)
+            if (there.st_dev, there.st_ino) == self.file:
+                os.unlink(self.path)
+
+
 class Inheritance:
     """The new master's half: what it has from a predecessor, if there is one."""
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        self._sockets: list[tuple[str, int, str]] = []  # key, descriptor, path
-        self._left: list[str] = []  # paths of the predecessor's that nobody has taken over
+        self._sockets: list[Legacy] = []
+        self._left: list[Legacy] = []  # of the predecessor's paths, those that nobody took over
         self._lock: tuple[str, int] | None = None
         self._talk: socket.socket | None = None
         self._is_successor = False
@@ -48,32 +65,42 @@ class Inheritance:
         talk.setblocking(False)
         keep_from_forks(talk.fileno())
         self._talk, self._is_successor = talk, True
-        for key, fd, path in will["sockets"]:
+        for key, fd, path, file in will["sockets"]:
             os.set_inheritable(fd, False)
-            self._sockets.append((key, fd, path))
+            self._sockets.append(Legacy(key, fd, path, file and tuple(file)))
         if will["lock"]:
             path, fd = will["lock"]
             os.set_inheritable(fd, False)
             self._lock = path, fd
 
-    def take(self, key: str) -> int | None:
-        """The descriptor of the socket that the predecessor had under this key, once."""
+    def take(self, key: str) -> Legacy | None:
+        """The socket that the predecessor had under this key, once. Raises BootError."""
+        self._check()
         for one in self._sockets:
-            if one[0] == key:
+            if one.key == key:
                 self._sockets.remove(one)
-                return one[1]
+                return one
         return None
 
     def keys(self, beginning: str) -> list[str]:
         """Of the sockets that nobody has taken yet, those that begin so."""
-        return [key for key, _, _ in self._sockets if key.startswith(beginning)]
+        return [one.key for one in self._sockets if one.key.startswith(beginning)]
 
     def take_lock(self, path: str) -> int | None:
-        """The descriptor that holds the lock of this file."""
+        """The descriptor that holds the lock of this file. Raises BootError."""
+        self._check()
         if self._lock and self._lock[0] == path:
             fd, self._lock = self._lock[1], None
             return fd
         return None
+
+    def _check(self) -> None:
+        """The predecessor knows the process that it started, and no fork of it."""
+        if self._is_successor and self._pid != os.getpid():
+            raise BootError(
+                "an upgrade of a program that has gone into the background by itself: its old "
+                "master would not know it (use start(), or stay in the foreground)"
+            )
 
     def is_successor(self) -> bool:
         """Whether a predecessor started this process, be it gone or not."""
@@ -93,9 +120,8 @@ class Inheritance:
             return False
         drop(self._talk.detach())
         self._talk = None
-        for path in self._left:
-            with suppress(OSError):
-                os.unlink(path)
+        for one in self._left:
+            one.unlink()
         return True
 
     def fail(self, reason: str) -> None:
@@ -110,12 +136,13 @@ class Inheritance:
         if self._talk:
             with suppress(OSError):
                 self._talk.send(READY, socket.MSG_NOSIGNAL)
-        self._left = [path for _, _, path in self._sockets if path]
-        for _, fd, _ in self._sockets:
-            os.close(fd)
+        self._left = self._sockets
         if self._lock:
-            self._left.append(self._lock[0])
-            os.close(self._lock[1])
+            path, fd = self._lock
+            there = os.fstat(fd)
+            self._left.append(Legacy("", fd, path, (there.st_dev, there.st_ino)))
+        for one in self._left:
+            os.close(one.fd)
         self._sockets, self._lock = [], None
 
 
@@ -128,14 +155,13 @@ def inheritance() -> Inheritance:
 inheritance()  # now: what the program starts before its server would have all of it, too
 
 
-def take_over(sock: socket.socket, key: str) -> bool:
-    """Whether a predecessor left a socket for this key: then ``sock`` is that one."""
-    fd = inheritance().take(key)
-    if fd is None:
-        return False
-    os.dup2(fd, sock.fileno(), inheritable=False)
-    os.close(fd)
-    return True
+def take_over(sock: socket.socket, key: str) -> Legacy | None:
+    """What a predecessor left for this key: then ``sock`` is that one."""
+    legacy = inheritance().take(key)
+    if legacy:
+        os.dup2(legacy.fd, sock.fileno(), inheritable=False)
+        os.close(legacy.fd)
+    return legacy
 
 
 @contextmanager

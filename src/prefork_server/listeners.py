@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from .errors import BindError, ConfigError
-from .inheritance import inheritance, take_over
+from .inheritance import Legacy, inheritance, take_over
 from .paths import bind_unix, give, identity, is_lost
 
 AddressLike: TypeAlias = str | tuple[str, int] | os.PathLike[str]
@@ -218,9 +218,10 @@ class Listener:
         self.socket.close()
 
     @property
-    def legacy(self) -> tuple[str, int, str]:
-        """What a successor needs: key, descriptor and path."""
-        return self.key, self.socket.fileno(), self._path if self._identity else ""
+    def legacy(self) -> Legacy:
+        """What a successor needs."""
+        path = self._path if self._identity else ""
+        return Legacy(self.key, self.socket.fileno(), path, self._identity)
 
     @property
     def address(self) -> str:
@@ -323,8 +324,10 @@ def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[
     path = address.name if isinstance(address.name, str) and address.name[0] != "\0" else ""
     queue = backlog if stream else None
     try:
-        if take_over(sock, key):
-            return Listener(sock, path, key, queue)
+        if legacy := take_over(sock, key):
+            listener = Listener(sock, path, key, queue)
+            listener._identity = legacy.file
+            return listener
         if isinstance(address.name, str):
             bind_unix(sock, address.name, queue)
             return Listener(sock, path, key, queue)

@@ -153,7 +153,7 @@ class Upgrade:
             "sockets": sockets,
             "lock": lock,
         }
-        fds = [theirs.fileno(), *(fd for _, fd, _ in sockets), *([lock[1]] if lock else [])]
+        fds = [theirs.fileno(), *(each.fd for each in sockets), *([lock[1]] if lock else [])]
         try:
             with all_blocked() as mask:
                 pid = fork()

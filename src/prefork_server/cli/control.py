@@ -27,7 +27,7 @@ from ..scoreboard import (
     UPGRADES_FAILED,
     WANTED,
 )
-from .holder import Holder, NotDone, held, holder, names, others, wait
+from .holder import Holder, NotDone, hears, held, holder, names, others, wait
 from .options import PROG, Misuse, Options
 
 _REAPED = 5.0  # seconds until a master that serves on has written its pid
@@ -173,6 +173,8 @@ def _stop_holder(path: str, signum: int, end: float) -> tuple[int, bool]:
     """Its pid, and whether it is gone."""
     pidfd, pid = holder(path)
     try:
+        # Until it has handlers of its own, a signal is its end, and the file stays.
+        wait(f"pid {pid} is only just starting", _REAPED, lambda: hears(pid, signum))
         signal.pidfd_send_signal(pidfd, signum)
         return pid, _wait(pidfd, pid, end)
     except ProcessLookupError:
