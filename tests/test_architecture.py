@@ -69,7 +69,10 @@ MAY_IMPORT = {
     "privileges": {"errors", "settings"},
     "acceptor": {"connection", "vigil", "scoreboard"},
     "backoff": {"scoreboard"},
-    "pool": {"scoreboard", "settings", "plan", "backoff"},
+    "silence": {"scoreboard", "settings", "plan"},
+    "sizing": {"scoreboard", "settings", "plan"},
+    "roster": {"scoreboard", "settings", "plan"},
+    "pool": {"scoreboard", "settings", "plan", "backoff", "roster", "silence", "sizing"},
     "pidfds": {"plan", "signals"},
     # The last two for their types alone.
     "job": {"listeners", "privileges", "settings", "plan", "handle"},
@@ -310,7 +313,7 @@ def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:
 
 
 def test_the_pool_knows_no_system_and_no_clock() -> None:
-    for module in ("plan", "pool", "backoff"):
+    for module in ("plan", "pool", "backoff", "roster", "silence", "sizing"):
         assert not _imported(MODULES[module]) & {"os", "time", "socket", "select", "threading"}
     assert _calls(MODULES["plan"]) & {"signal.signal", "signal.pthread_kill"} == set()
 

@@ -11,6 +11,8 @@ import pytest
 
 from .conftest import PATIENCE, Server, Starter, alive, children, eventually, read_all, title
 
+pytestmark = pytest.mark.processes
+
 OK = """
     import dataclasses
     from contextlib import contextmanager

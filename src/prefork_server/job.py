@@ -80,6 +80,9 @@ class Job:
             timeout=self.settings.timeout or _SILENCE,
             graceful_timeout=min(_PARTING, self.settings.graceful_timeout),
             client_timeout=_PATIENCE,
+            max_workers=None,
+            min_spare_workers=None,
+            max_spare_workers=None,
             max_requests=0,
             max_worker_memory=None,
         )

@@ -32,7 +32,7 @@ from .reasons import company, why_given_up, why_killed, why_retired
 from .remote import Remote
 from .reports import Reports
 from .rotation import Rotation
-from .scoreboard import LEFT, SECOND, SERVING, SINCE, STATE, WANTED, Scoreboard, in_ns
+from .scoreboard import LEFT, SECOND, SERVING, SINCE, STATE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
 from .systemd import Notifier
@@ -130,7 +130,7 @@ class Master:
                 self._board.set(0, STATE, LEFT)
             if self._is_done():
                 return
-            self._board.set(0, WANTED, self._pool.wanted)
+            self._pool.publish()
             self._notifier.pulse(now_ns, self._status)
             plans = [(pool, pool.plan(now_ns, self._awake_since_ns)) for pool in self._pools]
             for pool, plan in plans:
@@ -227,6 +227,8 @@ class Master:
     def _carry_out(self, pool: Pool, plan: Plan, now_ns: int) -> None:
         if plan.reload:
             self._reload()
+        if plan.wanted is not None:
+            pool.resized(plan.wanted, now_ns)
         for worker in plan.suspect:
             pool.suspected(worker, now_ns)
             self._reports.take(worker.slot)  # from an earlier suspicion it may have outlived
@@ -326,12 +328,12 @@ class Master:
     def _obey(self, signum: int) -> None:
         pool = self._pool
         match signum:
-            case signal.SIGTTIN if not pool.stopping:
-                pool.wanted = min(MAX_WORKERS, pool.wanted + 1)
+            case signal.SIGTTIN:
+                pool.shift(+1)
             case signal.SIGTTOU:
-                pool.wanted = max(0, pool.wanted - 1)
+                pool.shift(-1)
             case signal.SIGWINCH if not is_ours():
-                pool.wanted = 0
+                pool.to_nobody()
             case signal.SIGUSR1:
                 self._rotation.begin()
                 for worker in self._everybody():
