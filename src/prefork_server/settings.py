@@ -51,6 +51,7 @@ class SettingsKeywords(TypedDict, total=False):
     group: str | int | None
     umask: int | None
     term: Literal["now", "graceful"]
+    gc_freeze: bool
     inline: bool
 
 
@@ -104,6 +105,10 @@ class Settings:
     ``term``
         what TERM means: ``"now"``, or ``"graceful"``, as whoever runs containers and
         services means it. A second one hurries.
+    ``gc_freeze``
+        before the first fork, collect what is garbage and keep the collector of the workers
+        from all else that is there: it would write to it, and so make a copy of it in each.
+        Off the main thread, where the garbage is that of a larger program, it is not done.
     ``inline``
         for a debugger or a profiler: one worker, in this process, with no fork and no
         ``timeout``.
@@ -135,6 +140,7 @@ class Settings:
     group: str | int | None = None
     umask: int | None = None
     term: Literal["now", "graceful"] = "now"
+    gc_freeze: bool = True
     inline: bool = False
 
     def __init__(self, **said: Unpack[SettingsKeywords]) -> None:
@@ -170,13 +176,14 @@ class Settings:
         for name in ("boot_timeout", "graceful_timeout"):
             self._check_seconds(name, "")
         self._check_wear()
-        name = self.app_name
-        if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
-            raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")
+        app = self.app_name
+        if not isinstance(app, str) or not (app.isprintable() and app.isascii()):
+            raise ConfigError(f"app_name must be printable ASCII text, not {app!r}")
         if self.term not in ("now", "graceful"):
             raise ConfigError(f"term must be 'now' or 'graceful', not {self.term!r}")
-        if type(self.inline) is not bool:
-            raise ConfigError(f"inline must be True or False, not {self.inline!r}")
+        for name in ("gc_freeze", "inline"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for setting in _PATHS:
             self._check_path(setting)
         self._check_identity()
