@@ -24,6 +24,7 @@ from .scoreboard import (
     DEADLINE,
     DRAIN,
     DRAIN_ONCE,
+    GROWS,
     LEAVING,
     NEVER,
     READY,
@@ -83,6 +84,7 @@ class MasterHandle:
         self._report = -1  # the descriptor of what a worker leaves behind
         self._foreign = False
         self._busy = False
+        self._tells = settings.max_workers is not None  # whether it is idle
         self._last_peer: Any = None
         self._graceful = settings.graceful_timeout
         self._patience_ns = NEVER if settings.timeout is None else in_ns(settings.timeout)
@@ -100,6 +102,7 @@ class MasterHandle:
         self._asks_stop = at(slot, ASKS_STOP)
         self._rotation = self._words[at(slot, ROTATION)]  # which one we have followed
         self._newest_rotation = at(0, ROTATION)
+        self._grows = at(0, GROWS)
         self._wear = Wear(settings, self.logger, self._note, shared.bell.ring)
         self._enough = self._wear.served_enough_at
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
@@ -220,6 +223,9 @@ class MasterHandle:
 
     def _take_leave(self, acceptor: Acceptor) -> Iterator[socket.socket | Guest]:
         """Those who are still to be served: all who wait, or only whom we keep."""
+        if self._tells:
+            self._tells = False
+            self._board.set_idle(self.slot, False)
         wish = self._words[self._wish] or self._asked_to_go()
         if wish not in _DRAINS:
             self._be_idle()
@@ -301,6 +307,8 @@ class MasterHandle:
         if asked and count == self._enough:
             self._wear.served_enough()
         self._busy = True
+        if self._tells:
+            self._tell_busy()
         self._title.show_busy(count)
         self._last_peer = peer
         self._board.set_peer(self.slot, peer)
@@ -315,6 +323,8 @@ class MasterHandle:
         if count == self._enough:
             self._wear.served_enough()
         self._busy = True
+        if self._tells:
+            self._tell_busy()
         self._title.show_busy_again(count)
         if self._last_peer is not guest.peer:
             self._last_peer = guest.peer
@@ -328,11 +338,26 @@ class MasterHandle:
     def _be_idle(self) -> None:
         if self._busy:
             self._busy = False
+            if self._tells:
+                self._tell_idle()
             self._own_words[self._since] = 0
             self._title.show_idle()
 
+    def _tell_busy(self) -> None:
+        """In an adaptive pool. The last one who was idle has the master get more."""
+        if not self._foreign:
+            self._board.set_idle(self.slot, False)
+            if self._words[self._grows] and self._board.nobody_idle():
+                self._master_bell.ring()
+
+    def _tell_idle(self) -> None:
+        if not self._foreign:
+            self._board.set_idle(self.slot, True)
+
     def _be_ready(self) -> None:
         self._beat()
+        if self._tells:
+            self._tell_idle()
         self._own_words[self._ready] = time.monotonic_ns()
         self._master_bell.ring()
 

@@ -4,15 +4,16 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from .daemon import daemonize, go_on
 from .errors import BindError, ConfigError
+from .forks import shared_with_forks
 from .handle import MasterHandle
 from .inheritance import inheritance
 from .inline import run_inline
-from .job import Hooks, Job, nothing
+from .job import NO_SERVICE, Hooks, Job, Service, nothing
 from .journal import Journal
 from .listeners import Listener
 from .logfiles import (
@@ -29,9 +30,14 @@ from .remote import Remote
 from .settings import Settings, file_name, settle
 
 
+def no_service() -> AbstractContextManager[Service]:
+    return nullcontext(NO_SERVICE)
+
+
 @dataclass(frozen=True)
 class Launch:
-    """``listening`` is entered when all else is right: it binds what is not bound yet."""
+    """``listening`` and ``service`` are entered when all else is right: they bind what is not
+    bound yet. Inline there is no service."""
 
     settings: Settings
     app_name: str
@@ -40,6 +46,7 @@ class Launch:
     work: Callable[[MasterHandle], object]
     hooks: Hooks
     listening: Callable[[], AbstractContextManager[Sequence[Listener]]]
+    service: Callable[[], AbstractContextManager[Service]] = no_service
     daemon: bool = False
     renew: Callable[[], object] = nothing
 
@@ -57,9 +64,10 @@ class Launch:
             self._last_words(),
             claimed(pid_path) as claim,
             self.listening() as listeners,
+            (no_service if settings.inline else self.service)() as service,
         ):
             if identity:
-                self._hand_over(identity, listeners)
+                self._hand_over(identity, [*listeners, *service.listeners])
             job = Job(
                 settings=settings,
                 app_name=self.app_name,
@@ -68,12 +76,14 @@ class Launch:
                 listeners=listeners,
                 hooks=self.hooks,
                 identity=identity,
-                renew=lambda: self._renew(claim, listeners, identity),
+                service=service,
+                renew=lambda: self._renew(claim, [*listeners, *service.listeners], identity),
             )
             if settings.inline:
                 run_inline(job, self.remote)
             else:
-                Master(job, self.remote, claim).run()
+                with shared_with_forks(settings.gc_freeze and on_main_thread):
+                    Master(job, self.remote, claim).run()
 
     def _renew(
         self, claim: Claim, listeners: Sequence[Listener], identity: Identity | None

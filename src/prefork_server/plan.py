@@ -17,6 +17,7 @@ class WorkerHandle:
     pid: int
     forked_ns: int
     generation: int = 1
+    service: str = ""  # the name of the one that it runs; it is then none of the workers
     retiring: bool = False  # the master told it to go
     told_ns: int = 0  # when it did
     ending: bool = False  # the master sent TERM
@@ -26,7 +27,11 @@ class WorkerHandle:
     killed: bool = False
 
     def __str__(self) -> str:
-        return f"worker={self.slot} pid={self.pid}"
+        return f"{self._who} pid={self.pid}"
+
+    @property
+    def _who(self) -> str:
+        return f"service={self.service}" if self.service else f"worker={self.slot}"
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,13 @@ class Death:
 class Plan:
     """What to do now, and when to plan again if nothing happens before (monotonic ns).
 
-    ``reload``: begin a new generation, and plan anew. ``serves``: with what is retired here
+    ``reload``: begin a new generation, and plan anew. ``wanted``: have so many, and plan anew.
+    ``serves``: with what is retired here
     the last of the old one is told to go.
     """
 
     reload: bool = False
+    wanted: int | None = None
     serves: bool = False
     fork: tuple[int, ...] = ()
     retire: tuple[WorkerHandle, ...] = ()

@@ -8,20 +8,23 @@ pool can be tested without a single fork.
 it: ``forked``, ``told_to_retire``, ``suspected``, ``told_to_end``, ``killed``, ``died`` ...
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from .backoff import Backoff
 from .plan import Death, Plan, WorkerHandle
+from .roster import HEALTHY_NS, Roster
 from .scoreboard import (
-    ASKS_STOP,
     DEADLINE,
     DRAIN,
     DRAIN_ONCE,
     DUE,
     FAILED,
+    FLOOR,
     GENERATION,
-    LEAVING,
+    GROWS,
+    MOST,
     NEVER,
     PID,
     READY,
@@ -29,35 +32,30 @@ from .scoreboard import (
     RETIRE,
     SECOND,
     SERVED,
+    SERVICES,
     STATE,
     STOPPING,
+    WANTED,
     WISH,
-    Scoreboard,
     in_ns,
 )
-from .settings import Settings
+from .settings import MAX_WORKERS
+from .silence import Silence, Verdict
+from .sizing import Sizing
 
-_HEALTHY_NS = SECOND  # a life shorter than this, in which nothing was served, is a false start
-_GRACE_NS = SECOND // 10  # from asking a silent worker where it hangs to killing it
 _HURRY_NS = SECOND  # from TERM to KILL, for a worker that blocks TERM
 _PARTING_NS = SECOND  # after so long, one that was told to go holds no successor up
-_MAX_DELAY = 30.0  # seconds between false starts of one slot, at most
 
 
 @dataclass
-class _Slot:
-    """What a slot remembers between two workers."""
-
-    false_starts: int = 0
-    rest_until_ns: int = 0
-
-
-@dataclass
-class Pool:
+class Pool(Roster):
     """The workers of one master.
 
-    ``wanted`` is how many there should be, from 0 to half the scoreboard's capacity.
-    ``chance`` returns a float between 0 and 1, as ``random.random`` does.
+    ``wanted`` is how many there should be, from 0 to half the scoreboard's capacity. An
+    adaptive pool decides that by itself, from the number on that signals move.
+    ``chance`` returns a float between 0 and 1, as ``random.random`` does. ``service`` names
+    one, in rows of its own, that a pool of one worker is for (or of none, if it is ""): that it
+    cannot boot is not the end of the server.
 
     A worker of an older ``generation`` than the present one is *due*, and so is one that has
     said so on the scoreboard. It serves until a successor is ready, and for that there may be
@@ -65,10 +63,9 @@ class Pool:
     one more until one has been of use, so what cannot boot replaces nobody.
     """
 
-    settings: Settings
-    board: Scoreboard
     cpus: int
     chance: Callable[[], float]
+    service: str | None = None
     wanted: int = field(init=False)
     stopping: bool = False
     hurried: bool = False
@@ -78,26 +75,24 @@ class Pool:
     _reloading: bool = False
     _proven: bool = True  # one of this generation was of use
     _farewell: int = RETIRE  # what a worker that is told to go is to do
-    _workers: dict[int, WorkerHandle] = field(default_factory=dict)  # by pid
-    _slots: dict[int, _Slot] = field(default_factory=dict)
+    _slots: range = field(init=False)
+    _backoff: Backoff = field(init=False)
+    _silence: Silence = field(init=False)
+    _sizing: Sizing = field(init=False)
     _was_ready: bool = False
     _stop_was_asked: bool = False
-    _fork_failures: int = 0
-    _fork_again_ns: int = 0
 
     def __post_init__(self) -> None:
         self.wanted = self.settings.workers
+        self._slots = range(1, self.board.capacity + 1)
+        if self.service is not None:
+            self.wanted, self._was_ready = 1 if self.service else 0, True
+            self._slots = range(self._slots.stop, self._slots.stop + SERVICES)
+        self._backoff = Backoff(self.chance)
+        self._silence = Silence(self.settings, self.board)
+        self._sizing = Sizing(self.settings, self.board, self.wanted)
 
     # What there is
-
-    def __iter__(self) -> Iterator[WorkerHandle]:
-        return iter(list(self._workers.values()))
-
-    def __len__(self) -> int:
-        return len(self._workers)
-
-    def ready(self, worker: WorkerHandle) -> bool:
-        return self.board.get(worker.slot, READY) != 0
 
     def any_ready(self) -> bool:
         """Whether one is ready, or ever was."""
@@ -105,15 +100,12 @@ class Pool:
 
     def first_generation_failed(self) -> bool:
         """Whether every worker of the first generation has died before any was ready."""
-        failed = sum(1 for slot in self._slots.values() if slot.false_starts)
+        failed = self._backoff.failed()
         return not self._workers and not self._was_ready and 0 < self.wanted <= failed
 
     def stop_asked(self) -> bool:
         """Whether a worker has asked for the whole server to be stopped."""
         return self._stop_was_asked or any(map(self._asks_stop, self._workers.values()))
-
-    def _asks_stop(self, worker: WorkerHandle) -> bool:
-        return self.board.get(worker.slot, ASKS_STOP) != 0
 
     # What should be done
 
@@ -122,36 +114,37 @@ class Pool:
         ask for (a suspended machine, SIGSTOP): silence counts only from there."""
         if self.reload_asked and self._may_reload():
             return Plan(reload=True, wake_ns=now_ns)
-        suspect, end, kill, alarms = [], [], [], []
+        alarms: list[int] = []
+        wanted = self._right_size(now_ns, alarms)
+        if wanted != self.wanted:
+            return Plan(wanted=wanted, wake_ns=now_ns)
+        judged: dict[Verdict, list[WorkerHandle]] = {"kill": [], "end": [], "suspect": [], "": []}
         for worker in self._workers.values():
-            if worker.killed:
-                continue  # it only has to be reaped
-            deadline = self.board.get(worker.slot, DEADLINE)
-            silent_ns = self._silent_ns(worker, deadline, awake_since_ns)
-            if worker.kill_ns <= now_ns:
-                kill.append(worker)
-            elif self.hurried and not worker.ending:
-                end.append(worker)
-            elif silent_ns > now_ns:
-                alarms.append(min(silent_ns, worker.kill_ns))
-            elif worker.suspected_for != deadline:
-                suspect.append(worker)
-                alarms.append(min(now_ns + _GRACE_NS, worker.kill_ns))
-            elif worker.suspected_ns + _GRACE_NS <= now_ns:
-                kill.append(worker)
-            else:
-                alarms.append(min(worker.suspected_ns + _GRACE_NS, worker.kill_ns))
+            if not worker.killed:  # such a one only has to be reaped
+                verdict, again_ns = self._silence.verdict(
+                    worker, now_ns, awake_since_ns, self.hurried
+                )
+                judged[verdict].append(worker)
+                alarms.append(again_ns)
 
         fork, retire, serves = self._succession(now_ns, alarms)
         return Plan(
             serves=serves,
             fork=fork,
             retire=() if self.hurried else retire,
-            suspect=tuple(suspect),
-            end=tuple(end),
-            kill=tuple(kill),
+            suspect=tuple(judged["suspect"]),
+            end=tuple(judged["end"]),
+            kill=tuple(judged["kill"]),
             wake_ns=now_ns if serves else min(alarms, default=NEVER),
         )
+
+    def _right_size(self, now_ns: int, alarms: list[int]) -> int:
+        """How many there should be: in an adaptive pool it depends on how many are busy."""
+        if self.stopping or not self.is_adaptive:
+            return self.wanted
+        staying = self._staying(now_ns)
+        steady = not any(map(self.is_due, staying))
+        return self._sizing.right_size(self.wanted, staying, steady, now_ns, alarms)
 
     def _succession(
         self, now_ns: int, alarms: list[int]
@@ -161,13 +154,12 @@ class Pool:
         Predecessors and successors are not paired, but counted. Of those who are due as many
         go as there are too many when the fresh who are ready are counted with them.
         """
-        serving = [w for w in self._workers.values() if not w.retiring]
-        staying = [w for w in serving if self._holds_place(w, now_ns)]
-        leaving = [w for w in serving if not self._holds_place(w, now_ns)]
+        staying = self._staying(now_ns)
+        leaving = [w for w in self._serving() if not self._holds_place(w, now_ns)]
         proven = self._is_proven(now_ns)
         # Whoever has been ready for so long was of use, which may change what is to be done.
         alarms += [
-            self.board.get(worker.slot, READY) + _HEALTHY_NS
+            self.board.get(worker.slot, READY) + HEALTHY_NS
             for worker in staying
             if self.ready(worker)
             and (self._leaves(worker) or not (proven or worker.generation < self.generation))
@@ -175,7 +167,8 @@ class Pool:
         due = [w for w in staying if self.is_due(w)]
         due.sort(key=lambda w: (self.ready(w), w.generation, w.slot))
         fresh = [w for w in staying if not self.is_due(w)]
-        fresh.sort(key=lambda w: (not self.ready(w), w.slot))  # surplus: highest number first
+        # Surplus: who is idle, and of those the highest number first.
+        fresh.sort(key=lambda w: (not self.ready(w), self.board.is_idle(w.slot), w.slot))
         successors = sum(1 for w in fresh if self.ready(w)) if proven else 0
         replaced = due[: max(0, successors + len(due) - self.wanted)]
         most = self.wanted + (self._spare() if proven else 1)
@@ -219,41 +212,13 @@ class Pool:
         given_up = self.reload_failed and not trying
         return not self.stopping and (not self._reloading or given_up)
 
-    def _silent_ns(self, worker: WorkerHandle, deadline: int, awake_since_ns: int) -> int:
-        """When the silence of this worker becomes a fault."""
-        if deadline >= NEVER or awake_since_ns <= worker.forked_ns:
-            return deadline
-        settings = self.settings
-        allowed = settings.timeout if self.ready(worker) else settings.boot_timeout
-        return max(deadline, awake_since_ns + in_ns(allowed or 1.0))
-
-    def _holds_place(self, worker: WorkerHandle, now_ns: int) -> bool:
-        """Whether this worker counts as one of those that are wanted.
-
-        One that leaves of its own accord is replaced before it is gone, unless it has
-        done nothing yet: a work function that leaves at once must meet the back-off.
-        """
-        return not self._leaves(worker) or self._false_start(worker, now_ns)
-
-    def _leaves(self, worker: WorkerHandle) -> bool:
-        return self.board.get(worker.slot, LEAVING) != 0
-
-    def _false_start(self, worker: WorkerHandle, now_ns: int) -> bool:
-        """Whether a life that ended now would have been too short to be any use.
-
-        One that served somebody never is: clients must not be able to slow respawns down.
-        """
-        ready_ns = self.board.get(worker.slot, READY)
-        served = self.board.get(worker.slot, REQUESTS)
-        return not ready_ns or (not served and now_ns - ready_ns < _HEALTHY_NS)
-
     def _to_fork(
         self, now_ns: int, missing: int, staying: list[WorkerHandle], alarms: list[int]
     ) -> tuple[int, ...]:
         if missing <= 0:
             return ()
-        if self._fork_again_ns > now_ns:
-            alarms.append(self._fork_again_ns)
+        if self._backoff.fork_again_ns > now_ns:
+            alarms.append(self._backoff.fork_again_ns)
             return ()
         # Many processes that import at once only slow each other down. One that has
         # been at it for a second may hang, and must not keep the others waiting.
@@ -261,7 +226,7 @@ class Pool:
         alarms += [worker.forked_ns + SECOND for worker in booting]
         room = max(1, self.cpus) - len(booting)
         occupied = {worker.slot for worker in self._workers.values()}
-        free = (n for n in range(1, self.board.capacity + 1) if n not in occupied)
+        free = (n for n in self._slots if n not in occupied)
         places = list(islice(free, missing))
         resting = {n: self._rest_until_ns(n) for n in places if self._rest_until_ns(n) > now_ns}
         alarms += resting.values()
@@ -273,10 +238,9 @@ class Pool:
         Until somebody has been ready nobody gets a second try: the first generation
         either boots or ends the server.
         """
-        slot = self._slots.get(number)
-        if slot is None:
-            return 0
-        return NEVER if slot.false_starts and not self.any_ready() else slot.rest_until_ns
+        if self._backoff.has_failed(number) and not self.any_ready():
+            return NEVER
+        return self._backoff.rest_until_ns(number)
 
     def serves_on(self, worker: WorkerHandle, now_ns: int) -> int:
         """The generation that goes on if this worker, as the first of a new one, comes to
@@ -285,6 +249,35 @@ class Pool:
             return 0
         older = [w for w in self._workers.values() if w.generation < self.generation]
         return max((w.generation for w in older if self.ready(w) and not w.retiring), default=0)
+
+    # What is wanted
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.settings.max_workers is not None
+
+    def shift(self, by: int) -> None:
+        """So many more or fewer are to be there at least, and at once if it was at rest there."""
+        if not self.stopping:
+            self.wanted = self._sizing.shift(by, self.wanted)
+
+    def to_nobody(self) -> None:
+        """And none is wanted until ``shift`` says so."""
+        self.shift(-self._sizing.floor)
+
+    def resized(self, wanted: int, now_ns: int) -> None:
+        self._sizing.resized(wanted - self.wanted, now_ns)
+        self.wanted = wanted
+
+    def publish(self) -> None:
+        """Tell on the scoreboard how many are wanted; before it is looked at who is idle, since
+        who becomes busy after that rings, if it may grow."""
+        most = self.settings.max_workers or 0
+        all_there = sum(map(self.ready, self._serving())) >= self.wanted > 0
+        self.board.set(0, WANTED, self.wanted)
+        self.board.set(0, FLOOR, self._sizing.floor)
+        self.board.set(0, MOST, most or MAX_WORKERS)
+        self.board.set(0, GROWS, all_there and self.wanted < most and not self.stopping)
 
     # What happened
 
@@ -295,7 +288,12 @@ class Pool:
         self._reloading = True
         self._proven = self.reload_asked = self.reload_failed = False
         if self.any_ready():
-            self._slots.clear()  # what failed before may be mended by now
+            self._backoff.forget()
+
+    def follow(self, generation: int) -> None:
+        """A new generation begins elsewhere: who is here is due, and proves nothing."""
+        self.generation = generation
+        self._backoff.forget()
 
     def settled(self) -> None:
         """The new generation serves, and of the old one everybody was told to go."""
@@ -303,18 +301,15 @@ class Pool:
         self.board.set(0, SERVED, self.generation)
 
     def forked(self, slot: int, pid: int, now_ns: int) -> WorkerHandle:
-        self._fork_failures = 0
-        worker = WorkerHandle(slot, pid, now_ns, self.generation)
+        self._backoff.fork_succeeded()
+        worker = WorkerHandle(slot, pid, now_ns, self.generation, self.service or "")
         self._workers[pid] = worker
         self.board.occupy(slot, pid, now_ns, self.generation)
         return worker
 
     def fork_failed(self, now_ns: int) -> float:
         """The system refused a fork. Return the seconds until the next try."""
-        delay = self._delay(self._fork_failures)
-        self._fork_failures += 1
-        self._fork_again_ns = now_ns + in_ns(delay)
-        return delay
+        return self._backoff.fork_failed(now_ns)
 
     def told_to_retire(self, worker: WorkerHandle, now_ns: int) -> None:
         worker.retiring = True
@@ -349,19 +344,15 @@ class Pool:
         booted = self.ready(worker)
         self._was_ready = self._was_ready or booted
         self._stop_was_asked = self._stop_was_asked or self._asks_stop(worker)
-        slot = self._slots.setdefault(worker.slot, _Slot())
         if worker.retiring:
             pass  # a planned end says nothing about the health of the slot
         elif self._false_start(worker, now_ns):
-            # The first replacement is made at once, the next ones wait for 1 s, 1.5 s, 2.25 s ...
-            delay = self._delay(slot.false_starts - 1) if slot.false_starts else 0.0
-            slot.false_starts += 1
-            slot.rest_until_ns = now_ns + in_ns(delay)
+            self._backoff.false_start(worker.slot, now_ns)
             if worker.generation == self.generation and not self._proven:
                 self.reload_failed = True
                 board.set(0, FAILED, self.generation)
         else:
-            slot.false_starts = 0
+            self._backoff.was_of_use(worker.slot)
         return Death(
             slot=worker.slot,
             pid=worker.pid,
@@ -394,7 +385,3 @@ class Pool:
     def hand_over(self) -> None:
         """Wish for nobody, since a successor serves: who waits in the queue is its own."""
         self.stopping, self.wanted = True, 0
-
-    def _delay(self, failures: int) -> float:
-        """1 s x 1.5^failures, 30 s at most, +-20 % so that slots do not march in step."""
-        return min(_MAX_DELAY, 1.5 ** min(failures, 20)) * (0.8 + 0.4 * self.chance())

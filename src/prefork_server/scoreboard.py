@@ -1,6 +1,6 @@
 """Shared memory through which workers tell the master that they are alive.
 
-One row a slot, each 16 aligned words of 8 bytes and 64 bytes of text:
+One row a slot, each 16 aligned words of 8 bytes, 64 bytes of text and a byte:
 
     field      writer          meaning
     deadline   master, worker  when silence becomes a fault, monotonic ns
@@ -18,6 +18,10 @@ One row a slot, each 16 aligned words of 8 bytes and 64 bytes of text:
     forked     master          when it was forked, monotonic ns
     generation master          of which reload it is, from 1
     peer       worker          who is being served (text: may tear, checked when read)
+    idle       worker          1 = it waits for somebody to serve; in an adaptive pool only
+
+The idle bytes of all slots lie side by side, so that to find one takes 0.1 microseconds.
+Behind the slots are the rows of a service and of its successor.
 
 The deadline, as the rotation, is the master's before the fork and the worker's after it. So
 every field has one writer at a time and is one aligned word: there is no lock, and a
@@ -28,6 +32,9 @@ forked from now on, the ``rotation`` that it has begun, and
 
     layout           which layout this is: who reads it from outside looks here first
     wanted           how many workers there should be
+    floor            how many at least, which signals move; the same, unless it is adaptive
+    most             how many at most
+    grows            1 = tell the master when nobody is idle
     state            BOOTING, SERVING, STOPPING, or LEFT to a successor
     served           the newest generation that has replaced all before it
     failed           the newest whose first worker came to nothing
@@ -49,6 +56,7 @@ from typing import Final
 
 _WORDS: Final = 16  # 128 bytes: neighbours never share a cache line
 _TEXT: Final = 64
+_ROW: Final = _WORDS * 8 + _TEXT + 1
 
 DEADLINE: Final = 0
 WISH: Final = 1
@@ -73,7 +81,10 @@ SERVED: Final = 3
 FAILED: Final = 4
 SUCCESSOR: Final = 5
 UPGRADES_FAILED: Final = 6
-ROTATED: Final = 9
+FLOOR: Final = 8
+MOST: Final = 9
+GROWS: Final = 11
+ROTATED: Final = 13
 
 BOOTING: Final = 0
 SERVING: Final = 1
@@ -89,6 +100,7 @@ WORN: Final = 1  # it has served max_requests
 TOO_LARGE: Final = 2  # it holds more than max_worker_memory
 
 NAME: Final = "prefork-scoreboard"
+SERVICES: Final = 2  # rows behind those of the workers
 
 SECOND: Final = 1_000_000_000  # ns: all times here are time.monotonic_ns()
 NEVER: Final = 1 << 62  # ns; half of what a word holds, so that adding to it never overflows
@@ -99,12 +111,13 @@ def in_ns(seconds: float) -> int:
 
 
 class Scoreboard:
-    """``capacity`` rows, numbered from 1, shared with every process forked from now on."""
+    """``capacity`` rows, numbered from 1, and those of a service, shared with every process
+    forked from now on."""
 
     def __init__(self, capacity: int) -> None:
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, (capacity + 1) * (_WORDS * 8 + _TEXT))
+            os.ftruncate(fd, (1 + capacity + SERVICES) * _ROW)
             # A worker that made it shorter would end all of us by SIGBUS.
             fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
             self._lay_out(mmap.mmap(fd, 0))
@@ -119,7 +132,7 @@ class Scoreboard:
         """Another process's, to look at. Raises ValueError if it is none of this layout."""
         board = cls.__new__(cls)
         size = os.fstat(fd).st_size
-        if size < 2 * (_WORDS * 8 + _TEXT) or size % (_WORDS * 8 + _TEXT):
+        if size < (2 + SERVICES) * _ROW or size % _ROW:
             raise ValueError(f"a scoreboard of {size} bytes")
         board._lay_out(mmap.mmap(fd, size, prot=mmap.PROT_READ))
         if board.get(0, LAYOUT) != THIS_LAYOUT:
@@ -129,11 +142,14 @@ class Scoreboard:
         return board
 
     def _lay_out(self, memory: mmap.mmap) -> None:
-        rows = len(memory) // (_WORDS * 8 + _TEXT)
+        rows = len(memory) // _ROW
+        text = rows * _WORDS * 8
+        self._idle_at = text + rows * _TEXT
         self._map = memory
-        self.words: memoryview[int] = memoryview(memory)[: rows * _WORDS * 8].cast("q")
-        self._text = memoryview(memory)[rows * _WORDS * 8 :]
-        self.capacity: int = rows - 1
+        self.words: memoryview[int] = memoryview(memory)[:text].cast("q")
+        self._text = memoryview(memory)[text : self._idle_at]
+        self._idle = memoryview(memory)[self._idle_at :]
+        self.capacity: int = rows - 1 - SERVICES
 
     @staticmethod
     def at(slot: int, field: int) -> int:
@@ -153,6 +169,7 @@ class Scoreboard:
         self.set(slot, DEADLINE, deadline)
         self.set(slot, ROTATION, self.get(0, ROTATION))  # it is forked with the files of today
         self.set_peer(slot, None)
+        self.set_idle(slot, False)
 
     def occupy(self, slot: int, pid: int, forked_ns: int, generation: int) -> None:
         """Who is there: last the pid, which says that the rest is true."""
@@ -161,9 +178,18 @@ class Scoreboard:
         self.set(slot, PID, pid)
 
     def occupied(self) -> list[int]:
-        """The slots with somebody in them."""
-        pids = self.words[_WORDS + PID :: _WORDS].tolist()
+        """The slots with a worker in them; a service is none."""
+        pids = self.words[_WORDS + PID :: _WORDS].tolist()[: self.capacity]
         return [slot for slot, pid in enumerate(pids, 1) if pid > 0]
+
+    def set_idle(self, slot: int, idle: bool) -> None:
+        self._idle[slot] = idle
+
+    def is_idle(self, slot: int) -> bool:
+        return self._idle[slot] != 0
+
+    def nobody_idle(self) -> bool:
+        return self._map.find(b"\1", self._idle_at, self._idle_at + 1 + self.capacity) < 0
 
     def set_peer(self, slot: int, peer: object) -> None:
         """Note who is being served: a ``(host, port)``; anything else has no name."""
@@ -182,4 +208,5 @@ class Scoreboard:
         """Unmap, in this process only."""
         self.words.release()
         self._text.release()
+        self._idle.release()
         self._map.close()

@@ -33,6 +33,9 @@ class SettingsKeywords(TypedDict, total=False):
     """The settings as keyword arguments, for ``**keywords: Unpack[SettingsKeywords]``."""
 
     workers: int
+    max_workers: int | None
+    min_spare_workers: int | None
+    max_spare_workers: int | None
     timeout: float | None
     boot_timeout: float
     graceful_timeout: float
@@ -48,6 +51,7 @@ class SettingsKeywords(TypedDict, total=False):
     group: str | int | None
     umask: int | None
     term: Literal["now", "graceful"]
+    gc_freeze: bool
     inline: bool
 
 
@@ -58,6 +62,12 @@ class Settings:
 
     ``workers``
         how many to keep, 1 to 2048. Signals may take a running pool down to 0.
+    ``max_workers``
+        makes the pool adaptive: from ``workers``, which it keeps at least, it grows to so
+        many while others are busy, and shrinks again. ``None``: it does not.
+    ``min_spare_workers``, ``max_spare_workers``
+        with fewer idle workers than the first it grows, with more than the second it
+        shrinks. ``None``: 1, and as many as it keeps at least (or 2).
     ``timeout``
         the longest a worker may go without a sign of life (``wants_me_alive()``,
         ``wait()``, or reading from and writing to a connection); past it the
@@ -95,6 +105,10 @@ class Settings:
     ``term``
         what TERM means: ``"now"``, or ``"graceful"``, as whoever runs containers and
         services means it. A second one hurries.
+    ``gc_freeze``
+        before the first fork, collect what is garbage and keep the collector of the workers
+        from all else that is there: it would write to it, and so make a copy of it in each.
+        Off the main thread, where the garbage is that of a larger program, it is not done.
     ``inline``
         for a debugger or a profiler: one worker, in this process, with no fork and no
         ``timeout``.
@@ -108,6 +122,9 @@ class Settings:
 
     _said: InitVar[Mapping[str, Any]] = MappingProxyType({})  # the first: see __init__
     workers: int = 10
+    max_workers: int | None = None
+    min_spare_workers: int | None = None
+    max_spare_workers: int | None = None
     timeout: float | None = 30.0
     boot_timeout: float = 60.0
     graceful_timeout: float = 30.0
@@ -123,6 +140,7 @@ class Settings:
     group: str | int | None = None
     umask: int | None = None
     term: Literal["now", "graceful"] = "now"
+    gc_freeze: bool = True
     inline: bool = False
 
     def __init__(self, **said: Unpack[SettingsKeywords]) -> None:
@@ -151,22 +169,48 @@ class Settings:
             raise ConfigError(
                 f"workers must be a whole number, 1 to {MAX_WORKERS}, not {workers!r}"
             )
+        self._check_spare()
         for name in ("timeout", "client_timeout"):
             if getattr(self, name) is not None:
                 self._check_seconds(name, "; None means never")
         for name in ("boot_timeout", "graceful_timeout"):
             self._check_seconds(name, "")
         self._check_wear()
-        name = self.app_name
-        if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
-            raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")
+        app = self.app_name
+        if not isinstance(app, str) or not (app.isprintable() and app.isascii()):
+            raise ConfigError(f"app_name must be printable ASCII text, not {app!r}")
         if self.term not in ("now", "graceful"):
             raise ConfigError(f"term must be 'now' or 'graceful', not {self.term!r}")
-        if type(self.inline) is not bool:
-            raise ConfigError(f"inline must be True or False, not {self.inline!r}")
+        for name in ("gc_freeze", "inline"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for setting in _PATHS:
             self._check_path(setting)
         self._check_identity()
+
+    def _check_spare(self) -> None:
+        most, workers = self.max_workers, self.workers
+        least, many = self.min_spare_workers, self.max_spare_workers
+        if most is None:
+            for name in ("min_spare_workers", "max_spare_workers"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} is for an adaptive pool: set max_workers, too")
+            return
+        if type(most) is not int or not workers <= most <= MAX_WORKERS:
+            raise ConfigError(
+                f"max_workers must be a whole number, workers ({workers}) to {MAX_WORKERS}, or "
+                f"None, not {most!r}"
+            )
+        if least is not None and (type(least) is not int or not 1 <= least <= most):
+            raise ConfigError(
+                f"min_spare_workers must be a whole number, 1 to max_workers ({most}), or None, "
+                f"not {least!r}"
+            )
+        if many is not None and (type(many) is not int or not (least or 1) < many <= MAX_WORKERS):
+            raise ConfigError(
+                f"max_spare_workers must be a whole number above min_spare_workers "
+                f"({least or 1}), {MAX_WORKERS} at most, or None, not {many!r}"
+            )
 
     def _check_wear(self) -> None:
         requests, memory = self.max_requests, self.max_worker_memory

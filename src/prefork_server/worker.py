@@ -65,7 +65,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     # The pipe of life: only the master holds its writing end.
     if when_it_ends(shared.life, ORPHANED):
         master._orphaned()
-    shared.title.show_worker(slot)
+    shared.title.show_worker(job.name or f"worker {slot}")
     try:
         if job.identity:
             job.identity.assume()
