@@ -22,7 +22,7 @@ from prefork_server import (
     Settings,
 )
 from prefork_server.cli.options import CONTROLS, parse, parsers
-from prefork_server.master import HEARD
+from prefork_server.signals import HEARD
 
 from .conftest import PATIENCE, Starter, alive, children, eventually, unmeasured
 

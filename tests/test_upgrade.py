@@ -107,15 +107,14 @@ def test_the_successor_has_the_sockets_the_paths_and_the_pid_file(
 def test_an_upgrade_can_be_followed_by_others_and_leaks_no_descriptor(
     start: Starter, version: Path, tmp_path: Path
 ) -> None:
-    server = start(BOTH).ready()
-    pid, counts = server.pid, []
+    server = start(BOTH).all_ready(2)
+    pid, count = server.pid, len(os.listdir(f"/proc/{server.pid}/fd"))
     for number in range(1, 4):
         version.write_text(str(number + 1))
         pid = upgraded(server, pid, number)
         eventually(lambda pid=pid: (tmp_path / "pid").read_text() == f"{pid}\n")  # type: ignore[misc]
         assert said(server)[:2] == [str(number + 1), str(pid)]
-        counts.append(len(os.listdir(f"/proc/{pid}/fd")))
-    assert len(set(counts)) == 1, counts
+        eventually(lambda pid=pid: len(os.listdir(f"/proc/{pid}/fd")) == count)  # type: ignore[misc]
     stopped(server, pid)
     assert not (tmp_path / "pid").exists()
 
@@ -582,6 +581,25 @@ def test_an_upgrade_without_descriptors_is_refused_and_the_workers_after_it_serv
     server.signal(signal.SIGHUP)
     server.saw("generation 2 serves")
     assert said(server)[0] == "1"
+    assert server.quit() == 0
+
+
+def test_a_successor_whose_workers_crash_at_once_inherits_nothing(
+    start: Starter, version: Path, tmp_path: Path
+) -> None:
+    server = start(f"""{PROGRAM}
+    class Broken(Server):
+        def service_actions(self):
+            raise RuntimeError("the new version is broken")
+    serve(Tell, Server if version == "1" else Broken, workers=2, pid_path="pid", boot_timeout=4)
+    """).ready()
+    version.write_text("2")
+    server.expect_error("upgrade failed", "reaped", "Traceback")
+    server.signal(signal.SIGUSR2)
+    server.saw("upgrade failed, this master serves on: .* since it was not ready within 4s")
+    for _ in range(4):
+        assert said(server)[:2] == ["1", str(server.pid)]
+    assert (tmp_path / "pid").read_text() == f"{server.pid}\n"
     assert server.quit() == 0
 
 

@@ -18,7 +18,7 @@ from .errors import BootError
 from .forks import drop, keep_from_forks
 
 VARIABLE: Final = "PREFORK_SERVER_UPGRADE"
-READY: Final = b"ready\n"  # to the old master: my first worker serves
+READY: Final = b"ready\n"  # to the old master: a worker of mine has been of use
 WORDS: Final = 1000  # bytes at most of what the new one says besides
 YOURS: Final = b"yours\n"  # to the new one: all is yours
 
@@ -47,7 +47,7 @@ class Inheritance:
         self._left: list[Legacy] = []  # of the predecessor's paths, those that nobody took over
         self._lock: tuple[str, int] | None = None
         self._talk: socket.socket | None = None
-        self._is_successor = False
+        self._is_successor = self._said_ready = False
         self._pid = os.getpid()
         will = environ.pop(VARIABLE, None)
         if will is not None:
@@ -106,6 +106,10 @@ class Inheritance:
         """Whether a predecessor started this process, be it gone or not."""
         return self._is_successor
 
+    def is_awaited(self) -> bool:
+        """Whether a predecessor waits for us to be ready."""
+        return self._is_successor and not self._said_ready
+
     def settled(self) -> bool:
         """Whether nobody but us needs the paths and the sockets any more."""
         if self._talk is None or self._pid != os.getpid():
@@ -131,8 +135,9 @@ class Inheritance:
                 self._talk.send(reason.encode("utf-8", "replace")[:WORDS], socket.MSG_NOSIGNAL)
 
     def be_ready(self) -> None:
-        """Tell the predecessor. What was not taken over nobody wants any more, but for him, if
-        he is to serve on: its paths go when he does."""
+        """Tell the predecessor that a worker of ours has been of use. What was not taken over
+        nobody wants any more, but for him, if he is to serve on: its paths go when he does."""
+        self._said_ready = True
         if self._talk:
             with suppress(OSError):
                 self._talk.send(READY, socket.MSG_NOSIGNAL)

@@ -34,24 +34,12 @@ from .reports import Reports
 from .rotation import Rotation
 from .scoreboard import LEFT, SECOND, SERVING, SINCE, STATE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
-from .signals import WHERE, Inbox, all_blocked
+from .signals import HEARD, WHERE, Inbox, all_blocked
 from .systemd import Notifier
 from .terminal import Terminal, is_ours
 from .titles import Title
 from .upgrade import Upgrade
 from .worker import become_worker
-
-HEARD = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGTERM,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGWINCH,
-)
 
 
 class Master:
@@ -207,6 +195,10 @@ class Master:
             return not self._everybody()
         if self._pool.any_ready() and not self._announced:
             self._announce()
+        # To be ready is not enough: the old master would leave for workers that crash at once.
+        if inheritance().is_awaited() and self._pool.any_of_use(self._seen_ns):
+            inheritance().be_ready()
+            self._journal.run_hook("pid_path", self._claim.renew)
         return False
 
     def _announce(self) -> None:
@@ -216,9 +208,6 @@ class Master:
         beside = [each.address for each in self._job.service.listeners]
         how = f", {self._job.service.name} on {', '.join(beside)}" if beside else ""
         self._journal.ready(addresses, how)
-        if inheritance().is_successor():
-            inheritance().be_ready()
-            self._journal.run_hook("pid_path", self._claim.renew)
         self._run_hook("ready", addresses)
         self._remote.is_ready(addresses)
 

@@ -98,6 +98,10 @@ class Pool(Roster):
         """Whether one is ready, or ever was."""
         return self._was_ready or any(map(self.ready, self._workers.values()))
 
+    def any_of_use(self, now_ns: int) -> bool:
+        """Whether one has served somebody, or been ready for a while."""
+        return any(not self._false_start(w, now_ns) for w in self._workers.values())
+
     def first_generation_failed(self) -> bool:
         """Whether every worker of the first generation has died before any was ready."""
         failed = self._backoff.failed()

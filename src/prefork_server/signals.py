@@ -15,6 +15,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+HEARD = (  # by the master
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTERM,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGWINCH,
+)
 WHERE = signal.SIGRTMIN + 1  # to a worker: write down where you are
 SHOW = signal.SIGRTMIN + 3  # to a worker, from the command: show where you are
 ORPHANED = signal.SIGRTMIN + 2  # to a worker, from the kernel: the master is gone
@@ -51,15 +62,19 @@ class Bell:
 
     def hush(self) -> None:
         """Forget the ringing so far; the sleeper looks at everything after this."""
-        try:
-            while len(os.read(self._heard, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
+        with suppress(BlockingIOError):
+            for _ in range(32):  # what a pipe holds, twice: who writes on and on keeps nobody up
+                if len(os.read(self._heard, 4096)) < 4096:
+                    break
 
     def only_ring(self) -> None:
-        """In a fork: somebody else sleeps here."""
+        """In a fork: somebody else sleeps here, and writes here in his signal handlers. So we
+        open our end anew: to let it block would be to let him block."""
         os.close(self._heard)
+        with suppress(OSError):  # no /proc; or he is gone
+            own = os.open(f"/proc/self/fd/{self.rope}", os.O_WRONLY | os.O_NONBLOCK)
+            os.dup2(own, self.rope, inheritable=False)
+            os.close(own)
 
     def close(self) -> None:
         os.close(self._heard)
