@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,13 +181,14 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
     statement, sentence = BROKEN[fault]
     if fault == "absent":
         version.write_text(fault)
+    boot_timeout = 2 if fault == "hang" else 60
     server = start(f"""{PROGRAM}
     if version == "absent":
         sys.executable = "/no/such/program"
     elif version == "broken":
         {statement or "pass"}
     serve(Tell, Server, ["127.0.0.1:0", "unix:sock"], workers=2, pid_path="pid",
-          boot_timeout={2 if fault == "hang" else 60})
+          boot_timeout={boot_timeout})
     """)
     server.ready()
     program = start.directory / "app0.py"
@@ -197,8 +199,10 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
         elif fault != "absent":
             version.write_text("broken")
         server.expect_error("Traceback", "upgrade failed", "reaped before it was ready", "No such")
+        begin = time.monotonic()
         server.signal(signal.SIGUSR2)
         server.saw(rf"upgrade failed, this master serves on: the successor pid=\d+ {sentence}")
+        assert time.monotonic() - begin < boot_timeout + 1
         count = len(answers)
         eventually(lambda: len(answers) > count + 20)
     assert server.process.poll() is None

@@ -76,7 +76,9 @@ class Master:
         self._say = self._journal.say
         self._rotation = Rotation(self._board, self._journal, job.identity)
         boot_ns = in_ns(job.settings.boot_timeout)
-        self._upgrade = Upgrade(boot_ns, job.listeners, claim, self._journal, self._board)
+        self._upgrade = Upgrade(
+            boot_ns, job.listeners, claim, self._journal, self._board, self._inbox
+        )
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds: dict[int, int] = {}
@@ -147,7 +149,8 @@ class Master:
         return now_ns
 
     def _nap(self, plan: Plan) -> float:
-        return max(0, min(plan.wake_ns - time.monotonic_ns(), self._tick_ns)) / SECOND
+        wake_ns = min(plan.wake_ns, self._upgrade.wake_ns)
+        return max(0, min(wake_ns - time.monotonic_ns(), self._tick_ns)) / SECOND
 
     # Reap
 
