@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipapp
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -424,6 +425,56 @@ def test_the_environment_and_the_directory_are_those_of_the_start(
     # The variable was there, and is taken out when a server is made.
     assert second == f"{tmp_path} yes None True ['one', 'two words']"
     assert f"{VARIABLE}=" not in "".join(os.environ)
+    stopped(server, successor)
+
+
+WAYS = {
+    "a script by a relative path": ["app/__main__.py"],
+    "a module": ["-m", "app"],
+    "an installed command": ["bin/app"],
+    "a directory": ["app"],
+    "an archive": ["app.pyz"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_way_it_was_started_a_release_moves_a_link_and_the_new_code_serves(
+    start: Starter, tmp_path: Path, way: str
+) -> None:
+    for version in ("1", "2"):
+        release = tmp_path / f"release{version}"
+        (release / "app").mkdir(parents=True)
+        (release / "app" / "__init__.py").touch()
+        (release / "app" / "__main__.py").write_text(f"""
+import socketserver
+from prefork_server import PreforkTCPServer
+
+class Tell(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(b"{version}")
+
+def main():
+    with PreforkTCPServer("127.0.0.1:0", Tell, workers=1) as server:
+        server.serve_forever()
+
+if __name__ == "__main__":
+    main()
+""")
+        (release / "bin").mkdir()
+        (release / "bin" / "app").write_text(
+            "import sys\nsys.path.insert(0, '.')\nfrom app.__main__ import main\nsys.exit(main())\n"
+        )
+        zipapp.create_archive(release / "app", release / "app.pyz")
+    current = tmp_path / "current"
+    current.symlink_to(tmp_path / "release1")
+    first, *words = WAYS[way]
+    environ = {**unmeasured(), "PWD": str(current)}
+    server = start.script(Path(first), *words, cwd=current, env=environ).ready()
+    assert server.ask(b"") == b"1"
+    os.symlink(tmp_path / "release2", tmp_path / "next")
+    os.rename(tmp_path / "next", current)
+    successor = upgraded(server, server.pid)
+    assert server.ask(b"") == b"2"
     stopped(server, successor)
 
 
