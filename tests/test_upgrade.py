@@ -428,6 +428,32 @@ def test_the_environment_and_the_directory_are_those_of_the_start(
     stopped(server, successor)
 
 
+def test_what_a_handler_starts_inherits_none_of_our_descriptors_before_and_after(
+    start: Starter, version: Path
+) -> None:
+    server = start(f"""{PROGRAM}
+    import subprocess
+
+    def inherited():
+        look = [sys.executable, "-c", "import os; print(*os.listdir('/proc/self/fd'))"]
+        return subprocess.check_output(look, close_fds=False).decode().strip()
+
+    class Lists(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(inherited().encode())
+
+    if version == "1":
+        print("at the start", inherited())
+    serve(Lists, address=["127.0.0.1:0", "unix:sock"], workers=2, pid_path="pid")
+    """).ready()
+    at_the_start = server.saw("^at the start (.*)$")[0][1]
+    assert server.ask(b"").decode() == at_the_start
+    version.write_text("2")
+    successor = upgraded(server, server.pid)
+    assert server.ask(b"").decode() == at_the_start
+    stopped(server, successor)
+
+
 WAYS = {
     "a script by a relative path": ["app/__main__.py"],
     "a module": ["-m", "app"],
