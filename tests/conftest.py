@@ -256,7 +256,7 @@ class Starter:
         return self.script(script, *args, **options)
 
     def script(self, script: Path, *args: str, **options: Any) -> Server:
-        server = Server(script, *args, cwd=self.directory, **options)
+        server = Server(script, *args, **{"cwd": self.directory, **options})
         self.servers.append(server)
         return server
 

@@ -156,8 +156,26 @@ def test_a_file_of_options_has_words_lines_and_comments(tmp_path: Path) -> None:
 def test_a_file_of_options_that_is_no_such_thing_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "options").write_text("--bind 'unix:/x\n")
-    assert "No closing quotation" in refusal(capsys, "serve", "a:b", f"@{tmp_path}/options")
+    for text, sentence in (
+        (b"--bind 'unix:/x\n", "No closing quotation"),
+        (b"\xff\xfe-\0w\0", "a file of options is no text"),
+        (b"--workrs 3", "did you mean --workers?"),
+    ):
+        (tmp_path / "options").write_bytes(text)
+        assert sentence in refusal(capsys, "serve", "a:b", f"@{tmp_path}/options")
+    assert "Is a directory" in refusal(capsys, "serve", "a:b", f"@{tmp_path}")
+    assert "No such file" in refusal(capsys, "serve", "a:b", f"@{tmp_path}/nowhere")
+
+
+def test_what_other_editors_put_at_the_ends_of_a_file_means_nothing(tmp_path: Path) -> None:
+    (tmp_path / "options").write_bytes(b"\xef\xbb\xbf-w 3\r\n--timeout 7\r\n")
+    (tmp_path / "empty").touch()
+    assert serve(f"@{tmp_path}/options", f"@{tmp_path}/empty").said == {
+        "workers": 3,
+        "timeout": 7.0,
+    }
+    (tmp_path / "it.py").write_bytes(b"\xef\xbb\xbfapp = 1\r\n")
+    assert Target.parse(f"{tmp_path}/it.py").load().value == 1
 
 
 def test_the_environment_says_what_the_options_do_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -656,6 +656,12 @@ def test_hurry_sends_term_once_and_kill_a_second_later() -> None:
     assert slots(plan(pool, at=2).kill) == [1]
 
 
+def test_who_is_faster_than_a_stop_now_was_expected_to_go() -> None:
+    pool = a_pool(workers=1, running=[1])
+    pool.stop(hurry=True)
+    assert die(pool, 1, at=1, status=-15).expected
+
+
 def test_a_second_stop_hurries_the_first() -> None:
     pool = a_pool(workers=1, running=[1], timeout=None, graceful_timeout=20)
     pool.stop(hurry=False)

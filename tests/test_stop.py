@@ -246,6 +246,14 @@ def test_term_to_all_processes_loses_nobody_where_it_is_graceful(start: Starter)
     assert server.wait() == 0
 
 
+def test_term_to_all_processes_is_no_error_where_it_means_now(start: Starter) -> None:
+    # The workers hear it as soon as the master does, and are often gone before it tells them.
+    server = start("serve(Echo, workers=8)").all_ready(8)
+    os.killpg(server.pid, signal.SIGTERM)
+    assert server.wait() == 0
+    assert len(server.saw("INFO .*reaped: killed by SIGTERM", times=8)) == 8
+
+
 def test_a_worker_that_blocks_term_is_killed_a_second_later(start: Starter) -> None:
     server = start("""
         def work(master):

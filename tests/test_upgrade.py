@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipapp
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -191,13 +192,14 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
     statement, sentence = BROKEN[fault]
     if fault == "absent":
         version.write_text(fault)
+    boot_timeout = 2 if fault == "hang" else 60
     server = start(f"""{PROGRAM}
     if version == "absent":
         sys.executable = "/no/such/program"
     elif version == "broken":
         {statement or "pass"}
     serve(Tell, Server, ["127.0.0.1:0", "unix:sock"], workers=2, pid_path="pid",
-          boot_timeout={2 if fault == "hang" else 60})
+          boot_timeout={boot_timeout})
     """)
     server.ready()
     program = start.directory / "app0.py"
@@ -208,8 +210,10 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
         elif fault != "absent":
             version.write_text("broken")
         server.expect_error("Traceback", "upgrade failed", "reaped before it was ready", "No such")
+        begin = time.monotonic()
         server.signal(signal.SIGUSR2)
         server.saw(rf"upgrade failed, this master serves on: the successor pid=\d+ {sentence}")
+        assert time.monotonic() - begin < boot_timeout + 1
         count = len(answers)
         eventually(lambda: len(answers) > count + 20)
     assert server.process.poll() is None
@@ -635,6 +639,82 @@ def test_a_path_that_is_anothers_by_now_is_not_the_successors_to_remove(
         other.bind(str(tmp_path / "sock"))
         stopped(server, successor)
         assert (tmp_path / "sock").exists()
+
+
+def test_what_a_handler_starts_inherits_none_of_our_descriptors_before_and_after(
+    start: Starter, version: Path
+) -> None:
+    server = start(f"""{PROGRAM}
+    import subprocess
+
+    def inherited():
+        look = [sys.executable, "-c", "import os; print(*os.listdir('/proc/self/fd'))"]
+        return subprocess.check_output(look, close_fds=False).decode().strip()
+
+    class Lists(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(inherited().encode())
+
+    if version == "1":
+        print("at the start", inherited())
+    serve(Lists, address=["127.0.0.1:0", "unix:sock"], workers=2, pid_path="pid")
+    """).ready()
+    at_the_start = server.saw("^at the start (.*)$")[0][1]
+    assert server.ask(b"").decode() == at_the_start
+    version.write_text("2")
+    successor = upgraded(server, server.pid)
+    assert server.ask(b"").decode() == at_the_start
+    stopped(server, successor)
+
+
+WAYS = {
+    "a script by a relative path": ["app/__main__.py"],
+    "a module": ["-m", "app"],
+    "an installed command": ["bin/app"],
+    "a directory": ["app"],
+    "an archive": ["app.pyz"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_way_it_was_started_a_release_moves_a_link_and_the_new_code_serves(
+    start: Starter, tmp_path: Path, way: str
+) -> None:
+    for version in ("1", "2"):
+        release = tmp_path / f"release{version}"
+        (release / "app").mkdir(parents=True)
+        (release / "app" / "__init__.py").touch()
+        (release / "app" / "__main__.py").write_text(f"""
+import socketserver
+from prefork_server import PreforkTCPServer
+
+class Tell(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(b"{version}")
+
+def main():
+    with PreforkTCPServer("127.0.0.1:0", Tell, workers=1) as server:
+        server.serve_forever()
+
+if __name__ == "__main__":
+    main()
+""")
+        (release / "bin").mkdir()
+        (release / "bin" / "app").write_text(
+            "import sys\nsys.path.insert(0, '.')\nfrom app.__main__ import main\nsys.exit(main())\n"
+        )
+        zipapp.create_archive(release / "app", release / "app.pyz")
+    current = tmp_path / "current"
+    current.symlink_to(tmp_path / "release1")
+    first, *words = WAYS[way]
+    environ = {**unmeasured(), "PWD": str(current)}
+    server = start.script(Path(first), *words, cwd=current, env=environ).ready()
+    assert server.ask(b"") == b"1"
+    os.symlink(tmp_path / "release2", tmp_path / "next")
+    os.rename(tmp_path / "next", current)
+    successor = upgraded(server, server.pid)
+    assert server.ask(b"") == b"2"
+    stopped(server, successor)
 
 
 def test_systemd_is_told_who_is_the_main_process_now(

@@ -71,7 +71,7 @@ class Master:
         self._say = self._journal.say
         self._rotation = Rotation(self._board, self._journal, job.identity)
         boot_ns = in_ns(job.settings.boot_timeout)
-        self._upgrade = Upgrade(boot_ns, listeners, claim, self._journal, self._board)
+        self._upgrade = Upgrade(boot_ns, listeners, claim, self._journal, self._board, self._inbox)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds = Pidfds(self._inbox)
@@ -148,6 +148,7 @@ class Master:
         return now_ns
 
     def _nap(self, wake_ns: int) -> float:
+        wake_ns = min(wake_ns, self._upgrade.wake_ns)
         return max(0, min(wake_ns - time.monotonic_ns(), self._tick_ns)) / SECOND
 
     # Reap

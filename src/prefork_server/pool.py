@@ -379,12 +379,12 @@ class Pool(Roster):
         if not self.stopping:
             self._farewell = DRAIN_ONCE if ajar else DRAIN
             self.board.set(0, STATE, STOPPING)
-        self.stopping = True
-        self.hurried = self.hurried or hurry
+        self.stopping, self.hurried = True, self.hurried or hurry
         self.wanted = 0
         for worker in self._workers.values():
             if worker.retiring:
                 self.board.set(worker.slot, WISH, self._farewell)
+            worker.retiring |= hurry  # a TERM to the whole group may reach it before ours
 
     def hand_over(self) -> None:
         """Wish for nobody, since a successor serves: who waits in the queue is its own."""

@@ -30,7 +30,7 @@ from .journal import Journal
 from .listeners import Listener
 from .pidfile import Claim
 from .scoreboard import NEVER, SECOND, SUCCESSOR, UPGRADES_FAILED, Scoreboard
-from .signals import all_blocked
+from .signals import Inbox, all_blocked
 
 _PROBATION_NS: Final = 2 * SECOND  # who crashes so soon after it was ready is no successor
 _NOT_ITS: Final = (VARIABLE, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -60,13 +60,16 @@ class Upgrade:
         claim: Claim,
         journal: Journal,
         board: Scoreboard,
+        inbox: Inbox,
     ) -> None:
         self._boot_ns = boot_ns
         self._listeners = listeners
         self._claim = claim
         self._say = journal.say
         self._board = board  # where whoever asked for it sees what came of it
+        self._inbox = inbox  # which its end wakes
         self._pid = 0  # of the successor; 0: there is none
+        self._pidfd = -1
         self._talk: socket.socket | None = None
         self._begun_ns = 0
         self._ready_ns = NEVER
@@ -91,6 +94,15 @@ class Upgrade:
             message = "SIGUSR2: started a successor, pid=%d"
             self._say(logging.INFO, "upgrading", None, message, self._pid)
 
+    @property
+    def wake_ns(self) -> int:
+        """When to look again, if nothing happens before."""
+        if not self._pid or self._killed or self._reason:  # its end wakes us
+            return NEVER
+        if self._ready_ns < NEVER:
+            return self._ready_ns + _PROBATION_NS
+        return self._begun_ns + self._boot_ns
+
     def look(self, now_ns: int) -> bool:
         """Whether the successor serves, and everything is its own: leave."""
         if not self._pid:
@@ -103,7 +115,7 @@ class Upgrade:
         elif self._ready_ns < NEVER:
             passed = now_ns - self._ready_ns >= _PROBATION_NS
             return passed and not self._reason and self._hand_over()
-        elif now_ns - self._begun_ns > self._boot_ns and not self._killed:
+        elif now_ns - self._begun_ns >= self._boot_ns and not self._killed:
             self._killed = True
             self._signal(signal.SIGKILL)
         return False
@@ -124,6 +136,10 @@ class Upgrade:
         if self._talk:
             drop(self._talk.detach())
             self._talk = None
+        if self._pidfd >= 0:
+            self._inbox.unwatch(self._pidfd)
+            drop(self._pidfd)
+            self._pidfd = -1
 
     def _refusal(self, serving: bool) -> str:
         if os.getpid() == 1:
@@ -167,6 +183,9 @@ class Upgrade:
             if lock:
                 os.close(lock[1])
         self._talk, self._pid, self._claim.lent = ours, pid, True
+        with suppress(OSError):  # an old kernel, or no descriptors left: a tick finds out, too
+            self._pidfd = keep_from_forks(os.pidfd_open(pid))
+            self._inbox.watch(self._pidfd)
         self._board.set(0, SUCCESSOR, pid)
         self._begun_ns, self._ready_ns, self._killed, self._reason = now_ns, NEVER, False, ""
 

@@ -86,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         try:
-            return shlex.split(arg_line, comments=True)
+            return shlex.split(arg_line.removeprefix("\ufeff"), comments=True)
         except ValueError as error:
             self.error(f"in a file of options: {error}: {arg_line}")
 
@@ -327,7 +327,10 @@ def parse(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> Opti
     rest: Sequence[str] = ()
     if words[:1] == ["run"]:
         words, rest = _split(words, verbs["run"])
-    spoken, unknown = parser.parse_known_args(words)
+    try:
+        spoken, unknown = parser.parse_known_args(words)
+    except UnicodeDecodeError as error:
+        parser.error(f"a file of options is no text: {error}")
     verb = verbs[spoken.verb]
     if unknown:
         verb.refuse(unknown)
