@@ -18,6 +18,7 @@ from .errors import BootError
 from .forks import drop, keep_from_forks
 
 VARIABLE: Final = "PREFORK_SERVER_UPGRADE"
+HEARS: Final = b"hears\n"  # to the old master: signals reach me
 READY: Final = b"ready\n"  # to the old master: a worker of mine has been of use
 WORDS: Final = 1000  # bytes at most of what the new one says besides
 YOURS: Final = b"yours\n"  # to the new one: all is yours
@@ -46,7 +47,7 @@ class Inheritance:
         self._sockets: list[Legacy] = []
         self._left: list[Legacy] = []  # of the predecessor's paths, those that nobody took over
         self._lock: tuple[str, int] | None = None
-        self._talk: socket.socket | None = None
+        self._talk: int = -1  # the descriptor
         self._is_successor = self._said_ready = False
         self._pid = os.getpid()
         will = environ.pop(VARIABLE, None)
@@ -63,8 +64,8 @@ class Inheritance:
             return
         os.close(will["talk"])
         talk.setblocking(False)
-        keep_from_forks(talk.fileno())
-        self._talk, self._is_successor = talk, True
+        # By its number: if it is never settled, it ends with us, and no object is to complain.
+        self._talk, self._is_successor = keep_from_forks(talk.detach()), True
         for key, fd, path, file in will["sockets"]:
             os.set_inheritable(fd, False)
             self._sockets.append(Legacy(key, fd, path, file and tuple(file)))
@@ -112,35 +113,49 @@ class Inheritance:
 
     def settled(self) -> bool:
         """Whether nobody but us needs the paths and the sockets any more."""
-        if self._talk is None or self._pid != os.getpid():
+        if self._talk < 0 or self._pid != os.getpid():
             return True
         try:
-            word = self._talk.recv(len(YOURS))
+            with self._talking() as talk:
+                word = talk.recv(len(YOURS))
         except BlockingIOError:
             return False
         except OSError:
             word = b""  # it is gone, and so it is ours as well
         if word not in (YOURS, b""):
             return False
-        drop(self._talk.detach())
-        self._talk = None
+        drop(self._talk)
+        self._talk = -1
         for one in self._left:
             one.unlink()
         return True
 
+    def hears(self) -> None:
+        """Tell the predecessor that we hear signals, and a graceful stop as what it is."""
+        self._say(HEARS)
+
     def fail(self, reason: str) -> None:
         """Tell the predecessor why not."""
-        if self._talk:
-            with suppress(OSError):
-                self._talk.send(reason.encode("utf-8", "replace")[:WORDS], socket.MSG_NOSIGNAL)
+        self._say(reason.encode("utf-8", "replace")[:WORDS])
+
+    def _say(self, word: bytes) -> None:
+        if self._talk >= 0 and self._pid == os.getpid():
+            with suppress(OSError), self._talking() as talk:  # it is gone
+                talk.send(word, socket.MSG_NOSIGNAL)
+
+    @contextmanager
+    def _talking(self) -> Iterator[socket.socket]:
+        talk = socket.socket(fileno=self._talk)
+        try:
+            yield talk
+        finally:
+            talk.detach()
 
     def be_ready(self) -> None:
         """Tell the predecessor that a worker of ours has been of use. What was not taken over
         nobody wants any more, but for him, if he is to serve on: its paths go when he does."""
         self._said_ready = True
-        if self._talk:
-            with suppress(OSError):
-                self._talk.send(READY, socket.MSG_NOSIGNAL)
+        self._say(READY)
         self._left = self._sockets
         if self._lock:
             path, fd = self._lock

@@ -209,6 +209,7 @@ class Master:
         beside = [each.address for each in self._job.service.listeners]
         how = f", {self._job.service.name} on {', '.join(beside)}" if beside else ""
         self._journal.ready(addresses, how)
+        inheritance().hears()
         self._run_hook("ready", addresses)
         self._remote.is_ready(addresses)
 

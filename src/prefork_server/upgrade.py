@@ -5,6 +5,7 @@ The protocol, spoken over a socket pair; the new master's half is in ``inheritan
     the old master                          the new one
     forks, executes the same command   -->  takes the sockets over, by the addresses in the
                                             program, and the lock of the pid file
+                                       <--  HEARS: its first worker is ready, and signals are heard
     goes on serving                    <--  READY: a worker has served somebody, or for a second
     2 s later, if it still lives: YOURS, -> may remove the paths and the pid file from now on
     and leaves
@@ -25,7 +26,7 @@ from typing import Final, NoReturn
 
 from .errors import PreforkError
 from .forks import drop, fork, keep_from_forks
-from .inheritance import READY, VARIABLE, WORDS, YOURS, inheritance
+from .inheritance import HEARS, READY, VARIABLE, WORDS, YOURS, inheritance
 from .journal import Journal
 from .listeners import Listener
 from .pidfile import Claim
@@ -73,7 +74,7 @@ class Upgrade:
         self._talk: socket.socket | None = None
         self._begun_ns = 0
         self._ready_ns = NEVER
-        self._killed = False
+        self._killed = self._hears = False
         self._ended_by_us = False
         self._reason = ""  # why it failed, as it says
         self._failures = 0
@@ -121,17 +122,17 @@ class Upgrade:
         return False
 
     def end(self, now_ns: int, hurry: bool) -> None:
-        """We are told to stop: so is it. It knows signals once it is ready."""
+        """We are told to stop: so is it. Before it hears signals, QUIT would leave a core."""
         if self._pid:
             self._listen(now_ns)
-            graceful = self._ready_ns < NEVER and not hurry
+            graceful = self._hears and not hurry
             self._ended_by_us = True
             self._signal(signal.SIGQUIT if graceful else signal.SIGTERM)
 
     def close(self) -> None:
         """We are gone: what there is of a successor has everything. Who was told to end before
-        it was ready, and has not heard it, would have a door that is shut."""
-        if self._pid and self._ended_by_us and self._ready_ns == NEVER:
+        it heard signals would have a door that is shut."""
+        if self._pid and self._ended_by_us and not self._hears:
             self._signal(signal.SIGKILL)
         if self._talk:
             drop(self._talk.detach())
@@ -187,7 +188,8 @@ class Upgrade:
             self._pidfd = keep_from_forks(os.pidfd_open(pid))
             self._inbox.watch(self._pidfd)
         self._board.set(0, SUCCESSOR, pid)
-        self._begun_ns, self._ready_ns, self._killed, self._reason = now_ns, NEVER, False, ""
+        self._begun_ns, self._ready_ns, self._reason = now_ns, NEVER, ""
+        self._killed = self._hears = False
 
     def _signal(self, signum: int) -> None:
         with suppress(ProcessLookupError):  # it died first, and is not reaped yet
@@ -223,10 +225,12 @@ class Upgrade:
     def _listen(self, now_ns: int) -> None:
         with suppress(OSError):  # nothing more; or it is gone, and we are about to see how
             while self._talk and (word := self._talk.recv(WORDS)):
-                if word == READY:
-                    self._ready_ns = min(self._ready_ns, now_ns)
-                    if self._ended_by_us:  # it had no ears until now
+                if word == HEARS:
+                    self._hears = True
+                    if self._ended_by_us:
                         self._signal(signal.SIGQUIT)
+                elif word == READY:
+                    self._ready_ns = min(self._ready_ns, now_ns)
                 else:
                     self._reason = word.decode("utf-8", "backslashreplace")
 
