@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "daemon": {"errors", "forks", "logfiles", "signals"},
     "inheritance": {"errors", "forks"},
     "paths": set(),
-    "listeners": {"errors", "inheritance", "paths"},
+    "listeners": {"errors", "forks", "inheritance", "paths"},
     "peers": {"errors"},
     "privileges": {"errors", "settings"},
     "acceptor": {"connection", "vigil", "scoreboard"},

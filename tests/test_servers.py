@@ -866,21 +866,49 @@ def test_two_servers_run_in_two_threads(start: Starter) -> None:
         THREADED
         + """
     servers = [PreforkTCPServer(("127.0.0.1", 0), Echo, workers=2) for _ in range(2)]
-    threads = [in_thread(server) for server in servers]
-    assert all(server.wait_ready(20) for server in servers)
+    threads = []
+    for server in servers:
+        threads.append(in_thread(server))
+        assert server.wait_ready(20)
     for server in servers:
         with socket.create_connection(server.server_address) as client:
             client.sendall(b"hello")
             assert client.recv(10) == b"hello"
     servers[0].shutdown()
+    threads[0].join()
     with socket.create_connection(servers[1].server_address) as client:
         client.sendall(b"still")
         assert client.recv(10) == b"still"
+    try:  # the workers of the second do not keep the door of the first open
+        socket.create_connection(servers[0].server_address, 5)
+    except ConnectionRefusedError:
+        print("refused", flush=True)
     servers[1].shutdown()
     print("both stopped", flush=True)
     """
     )
+    server.saw("refused")
     server.saw("both stopped")
+    assert server.wait() == 0
+
+
+def test_of_two_servers_in_threads_one_says_where_prints_go(start: Starter) -> None:
+    server = start(
+        THREADED
+        + """
+    for number in range(2):
+        server = PreforkTCPServer(("127.0.0.1", 0), Echo, workers=1, stdout_path=f"out{number}")
+        thread = in_thread(server)
+        if number:
+            thread.join()
+        else:
+            assert server.wait_ready(20)
+            first = server
+    first.shutdown()
+    """
+    )
+    server.expect_error("Traceback")
+    server.saw("ConfigError: stdout_path .*out1: a server in another thread has .*out0, and there")
     assert server.wait() == 0
 
 

@@ -10,9 +10,11 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-_ours: dict[int, threading.Thread | None] = {}
+# By descriptor: the thread whose forks keep it, and the inode, since whoever closed it without
+# ``drop`` must not have the next one of that number closed.
+_ours: dict[int, tuple[threading.Thread | None, int]] = {}
 
 forking: "threading.RLock" = threading.RLock()
 """Held by every fork. Whoever holds it can make a descriptor and keep it from forks, and no
@@ -47,7 +49,7 @@ def keep_from_forks(fd: int, but: threading.Thread | None = None) -> int:
 
     The forks that the thread ``but`` makes keep it, and so do theirs.
     """
-    _ours[fd] = but
+    _ours[fd] = but, os.fstat(fd).st_ino
     return fd
 
 
@@ -60,9 +62,10 @@ def drop(fd: int) -> None:
 def _close_in_fork() -> None:
     me = threading.current_thread()
     try:
-        for fd, keeper in _ours.items():
-            if keeper is not me:
-                os.close(fd)
+        for fd, (keeper, inode) in _ours.items():
+            with suppress(OSError):  # it was closed without us
+                if keeper is not me and os.fstat(fd).st_ino == inode:
+                    os.close(fd)
         _ours.clear()
     finally:
         forking.release()

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from .errors import BindError, ConfigError
+from .forks import keep_from_forks
 from .inheritance import Legacy, inheritance, take_over
 from .paths import bind_unix, give, identity, is_lost
 
@@ -178,6 +180,8 @@ class Listener:
         # and must not fail because a buffer is full.
         self.socket.setblocking(self.socket.type == socket.SOCK_DGRAM)
         self._owner = os.getpid()
+        # A server in another thread forks, too, and would keep the door open after our end.
+        keep_from_forks(self.socket.fileno(), but=threading.current_thread())
 
     def give_to(self, uid: int | None, gid: int | None) -> None:
         """Have the path be this user's and group's, so that their clients find it open.

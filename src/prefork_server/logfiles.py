@@ -138,14 +138,29 @@ def _written(fd: int, line: bytes) -> bool:
     room = select.poll()
     room.register(fd, select.POLLOUT)
     try:
-        # A pipe that has room at all takes so much without waiting, and in one piece.
-        for start in range(0, len(line), select.PIPE_BUF):
-            if not room.poll(_READERS_TIME * 1000):
-                return False
-            os.write(fd, line[start : start + select.PIPE_BUF])
-    except OSError:
+        with _never_blocking(fd) as own:
+            # A pipe that has room at all takes so much without waiting, and in one piece.
+            for start in range(0, len(line), select.PIPE_BUF):
+                if not room.poll(_READERS_TIME * 1000):
+                    return False
+                os.write(own, line[start : start + select.PIPE_BUF])
+    except OSError:  # among them BlockingIOError: others have filled it since we looked
         return False
     return True
+
+
+@contextmanager
+def _never_blocking(fd: int) -> Iterator[int]:
+    """A pipe opened anew, since the flag belongs to the open description, which others share."""
+    own = fd
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        with suppress(OSError):  # another user's, as stderr of a worker under ``user`` may be
+            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        yield own
+    finally:
+        if own != fd:
+            os.close(own)
 
 
 class _Stderr(_Unhindered):
@@ -176,6 +191,12 @@ def redirected(stdout_path: FilePath | None, stderr_path: FilePath | None) -> It
 @contextmanager
 def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
     setting, path = f"{name}_path", absolute(f"{name}_path", path)
+    outer = _redirections.get(fd)
+    if outer and outer[2] is not threading.current_thread() and outer[2].is_alive():
+        raise ConfigError(
+            f"{setting} {path}: a server in another thread has {outer[1]}, and there is one for "
+            "the whole process"
+        )
     target = open_appending(path, setting)
     stream: TextIO | None = getattr(sys, name)
     if stream is None:  # it was closed when Python started
@@ -190,11 +211,14 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
     at_once: bool = getattr(stream, "write_through", False)
     if by_line is not None:
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
-    _redirections[fd] = setting, path
+    _redirections[fd] = setting, path, threading.current_thread()
     try:
         yield
     finally:
-        del _redirections[fd]
+        if outer:
+            _redirections[fd] = outer
+        else:
+            del _redirections[fd]
         flush_streams()
         if by_line is not None:
             stream.reconfigure(  # type: ignore[union-attr]
@@ -204,7 +228,7 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
         drop(before)
 
 
-_redirections: dict[int, tuple[str, str]] = {}
+_redirections: dict[int, tuple[str, str, threading.Thread]] = {}  # and whose it is
 
 
 def reopen(give: Callable[[int], None] | None = None) -> list[str]:
@@ -215,7 +239,7 @@ def reopen(give: Callable[[int], None] | None = None) -> list[str]:
     """
     failures: list[str] = []
     flush_streams()
-    for fd, (setting, path) in _redirections.items():
+    for fd, (setting, path, _) in _redirections.items():
         try:
             new = open_appending(path, setting)
             try:
