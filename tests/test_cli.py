@@ -158,11 +158,14 @@ def test_a_file_of_options_that_is_no_such_thing_is_one_line(
 ) -> None:
     for text, sentence in (
         (b"--bind 'unix:/x\n", "No closing quotation"),
-        (b"\xff\xfe-\0w\0", "a file of options is no text"),
         (b"--workrs 3", "did you mean --workers?"),
     ):
         (tmp_path / "options").write_bytes(text)
         assert sentence in refusal(capsys, "serve", "a:b", f"@{tmp_path}/options")
+    (tmp_path / "options").write_bytes(b"\xff\xfe-\0w\0")
+    said = refusal(capsys, "serve", "a:b", f"@{tmp_path}/options")
+    # From Python 3.12 on such bytes are those of a file's name.
+    assert "a file of options is no text" in said or "no place for \\udcff\\udcfe-" in said
     assert "Is a directory" in refusal(capsys, "serve", "a:b", f"@{tmp_path}")
     assert "No such file" in refusal(capsys, "serve", "a:b", f"@{tmp_path}/nowhere")
 

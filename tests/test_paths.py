@@ -176,6 +176,9 @@ def test_an_upgrade_that_fails_leaves_a_path_that_hup_makes_again(
     (tmp_path / "broken").touch()
     server.signal(signal.SIGUSR2)
     server.saw("upgrade failed")
+    # Its worker lives for a moment longer, and until then has the path.
+    orphan = int(server.saw(r"worker=1 pid=(\d+) forked", times=2)[1][1])
+    eventually(lambda: not alive(orphan))
     server.signal(signal.SIGHUP)
     server.saw("is there again")
     server.saw("generation 2 serves")

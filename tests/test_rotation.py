@@ -147,6 +147,32 @@ def test_a_loop_of_ones_own_follows_when_it_asks(start: Starter, tmp_path: Path)
     eventually(lambda: "rotation 1 done" in (tmp_path / "log").read_text())
 
 
+def test_workers_that_run_a_loop_follow_too(start: Starter, tmp_path: Path) -> None:
+    server = start("""
+        from prefork_server import PreforkAsyncioServer
+
+        async def word(reader, writer):
+            current_master().logger.info("request %s", (await reader.readline()).decode().strip())
+            writer.write(b"done")
+            writer.close()
+
+        class Server(PreforkAsyncioServer):
+            def ready(self, addresses):
+                os.write(2, f"ready, listening on {addresses[0]}\\n".encode())
+
+        Server("127.0.0.1:0", word, workers=2, log_path="log").serve_forever()
+    """)
+    server.saw("^ready, listening on")
+    assert server.ask(b"first\n") == b"done"
+    os.rename(tmp_path / "log", tmp_path / "log.1")
+    server.signal(signal.SIGUSR1)
+    log = tmp_path / "log"
+    eventually(lambda: log.exists() and "rotation 1 done" in log.read_text())
+    assert server.ask(b"second\n") == b"done"
+    assert "request second" in log.read_text()
+    assert "request first" in (tmp_path / "log.1").read_text()
+
+
 def test_what_cannot_be_opened_anew_is_written_to_as_before(start: Starter, tmp_path: Path) -> None:
     server = start_writer(start, workers=2)
     for name in FILES:

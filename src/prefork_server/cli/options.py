@@ -91,7 +91,8 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"in a file of options: {error}: {arg_line}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        text = message.encode("utf-8", "backslashreplace").decode()  # a word may be no text
+        self.exit(2, f"{self.prog}: {text}\n")
 
     def words(self) -> list[str]:
         return [word for action in self._actions for word in action.option_strings]
