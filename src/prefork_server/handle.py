@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .acceptor import Acceptor, Guest, Relay
+from .account import Account
 from .connection import Connection
 from .job import Job, nothing
 from .logfiles import reopen
 from .reports import Reports
 from .scoreboard import (
     ASKS_STOP,
+    BUSY,
     DEADLINE,
     DRAIN,
     DRAIN_ONCE,
@@ -58,7 +60,7 @@ class Shared:
     generation: int = 1
 
 
-class MasterHandle:
+class MasterHandle(Account):
     """The master, as a worker sees it.
 
     ``slot`` is the number of this worker, from 1: nobody else has it while this lives. Who
@@ -83,6 +85,7 @@ class MasterHandle:
         self._report = -1  # the descriptor of what a worker leaves behind
         self._foreign = False
         self._busy = False
+        self._spent_ns = 0  # with all who were served, but for the present one
         self._last_peer: Any = None
         self._graceful = settings.graceful_timeout
         self._patience_ns = NEVER if settings.timeout is None else in_ns(settings.timeout)
@@ -97,10 +100,11 @@ class MasterHandle:
         self._ready = at(slot, READY)
         self._requests = at(slot, REQUESTS)
         self._since = at(slot, SINCE)
+        self._busy_ns = at(slot, BUSY)
         self._asks_stop = at(slot, ASKS_STOP)
         self._rotation = at(slot, ROTATION)
         self._newest_rotation = at(0, ROTATION)
-        self._wear = Wear(settings, self.logger, self._note, shared.bell.ring)
+        self._wear = Wear(settings, self.logger, self._mark, shared.bell.ring)
         self._enough = self._wear.served_enough_at
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
@@ -200,9 +204,9 @@ class MasterHandle:
                 each_time()
             if self._foreign:
                 os._exit(0)  # a handler forked, and its child came back into our loop
-            if self._busy:
-                self._be_idle()
             now_ns = time.monotonic_ns()
+            if self._busy:
+                self._be_idle(now_ns)
             self._own_words[self._deadline] = now_ns + self._patience_ns
             if self._own_words[self._rotation] != self._words[self._newest_rotation]:
                 self._follow_rotation()
@@ -286,6 +290,7 @@ class MasterHandle:
         if asked and count == self._enough:
             self._wear.served_enough()
         self._busy = True
+        words[self._busy_ns] = self._spent_ns - now_ns
         self._title.show_busy(count)
         self._last_peer = peer
         self._board.set_peer(self.slot, peer)
@@ -299,7 +304,9 @@ class MasterHandle:
         words[self._requests] = count = words[self._requests] + 1
         if count == self._enough:
             self._wear.served_enough()
-        self._busy = True
+        if not self._busy:  # he may have come just now
+            self._busy = True
+            words[self._busy_ns] = self._spent_ns - now_ns
         self._title.show_busy_again(count)
         if self._last_peer is not guest.peer:
             self._last_peer = guest.peer
@@ -310,10 +317,13 @@ class MasterHandle:
         if not self._foreign:
             self._board.set_peer(self.slot, peer)
 
-    def _be_idle(self) -> None:
+    def _be_idle(self, now_ns: int = 0) -> None:
         if self._busy:
             self._busy = False
-            self._own_words[self._since] = 0
+            words = self._own_words
+            words[self._since] = 0
+            self._spent_ns = spent = words[self._busy_ns] + (now_ns or time.monotonic_ns())
+            words[self._busy_ns] = spent
             self._title.show_idle()
 
     def _be_ready(self) -> None:
@@ -327,9 +337,6 @@ class MasterHandle:
         self._master_bell.ring()
 
     # How it works
-
-    def _note(self, field: int, value: int) -> None:
-        self._own_words[self._board.at(self.slot, field)] = value
 
     def _beat(self) -> None:
         self._own_words[self._deadline] = time.monotonic_ns() + self._patience_ns

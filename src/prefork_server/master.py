@@ -13,9 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from .acceptor import Relay
+from .bulletin import Bulletin
 from .errors import BootError
 from .forks import drop, fork, keep_from_forks
 from .handle import Shared
@@ -26,12 +28,12 @@ from .logfiles import flush_streams
 from .pidfile import Claim
 from .plan import Death, Plan, WorkerHandle
 from .pool import Pool
-from .reaper import reaped
+from .reaper import Used, reaped
 from .reasons import company, why_killed, why_retired
 from .remote import Remote
 from .reports import Reports
 from .rotation import Rotation
-from .scoreboard import LEFT, SECOND, SERVING, SINCE, STATE, WANTED, Scoreboard, in_ns
+from .scoreboard import FORKS, LEFT, SECOND, SERVING, SINCE, STATE, WANTED, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
 from .systemd import Notifier
@@ -74,6 +76,7 @@ class Master:
         self._notifier = Notifier(os.environ if self._on_main_thread else {})
         self._journal = Journal(job.logger, self._pid, self._notifier)
         self._say = self._journal.say
+        self._bulletin = Bulletin(self._board, job.listeners)
         self._rotation = Rotation(self._board, self._journal)
         boot_ns = in_ns(job.settings.boot_timeout)
         self._upgrade = Upgrade(boot_ns, job.listeners, claim, self._journal, self._board)
@@ -100,7 +103,7 @@ class Master:
         try:
             for listener in self._job.listeners:
                 listener.serve()
-            with self._remote.ringing(self._inbox.bell), self._inbox.hearing(HEARD):
+            with self._remote.ringing(self._inbox.bell, self._board), self._inbox.hearing(HEARD):
                 if self._on_main_thread:
                     self._title.show("master")
                 try:
@@ -123,6 +126,7 @@ class Master:
             if self._is_done():
                 return
             self._board.set(0, WANTED, self._pool.wanted)
+            self._bulletin.tell(now_ns)
             self._notifier.pulse(now_ns, self._status)
             plan = self._pool.plan(now_ns, self._awake_since_ns)
             self._carry_out(plan, now_ns)
@@ -152,10 +156,14 @@ class Master:
     # Reap
 
     def _reap(self, now_ns: int) -> None:
-        for worker, status in self._dead():
+        for worker, status, used in self._dead():
             report = self._reports.take(worker.slot)
             again = self._tried_again(worker, now_ns)
             death = self._pool.died(worker, status, report, now_ns)
+            if used:
+                cpu, memory = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+                death = replace(death, cpu=cpu, memory=memory)
+            self._bulletin.tell_death(death, now_ns)
             self._forget(worker)
             # It may have been woken for a connection that it did not live to take.
             self._relay.wake_one()
@@ -174,12 +182,13 @@ class Master:
             self._inbox.unwatch(pidfd)
             os.close(pidfd)
 
-    def _dead(self) -> Iterator[tuple[WorkerHandle, int | None]]:
-        """The workers that are gone, with their exit codes; None: somebody else reaped it."""
+    def _dead(self) -> Iterator[tuple[WorkerHandle, int | None, Used]]:
+        """The workers that are gone, with their exit codes, and what they used; None: somebody
+        else reaped it."""
         workers = {worker.pid: worker for worker in self._pool}
-        for pid, status in reaped(workers, as_init=self._pid == 1 and self._on_main_thread):
+        for pid, status, used in reaped(workers, as_init=self._pid == 1 and self._on_main_thread):
             if worker := workers.pop(pid, None):
-                yield worker, status
+                yield worker, status, used
             elif status is not None:
                 self._say(logging.DEBUG, "stranger", None, "reaped a stranger, pid=%d", pid)
 
@@ -223,9 +232,10 @@ class Master:
             self._signal(worker, WHERE)
         for worker in plan.kill:
             self._pool.killed(worker)
+            worker.why = why_killed(self._pool, worker, now_ns)
             self._journal.kill(
                 worker,
-                why_killed(self._pool, worker, now_ns),
+                worker.why,
                 company(self._pool, worker, now_ns),
                 self._reports.read(worker.slot),
                 self._tried_again(worker, now_ns),
@@ -238,8 +248,8 @@ class Master:
             self._signal(worker, signal.SIGKILL if self._gently else signal.SIGTERM)
         for worker in plan.retire:
             if not self._pool.stopping:
-                why = why_retired(self._pool, worker)
-                self._say(logging.INFO, "retiring", worker, "%s, retiring", why)
+                worker.why = why_retired(self._pool, worker)
+                self._say(logging.INFO, "retiring", worker, "%s, retiring", worker.why)
             self._pool.told_to_retire(worker, now_ns)
             # The scoreboard says what is wanted of it; this only wakes it up.
             self._signal(worker, signal.SIGQUIT)
@@ -284,6 +294,7 @@ class Master:
                 if pid == 0:
                     self._become(slot, mask)
                 worker = self._pool.forked(slot, pid, forked_ns)
+                self._board.add(FORKS, 1)
         if refusal:
             delay = self._pool.fork_failed(forked_ns)
             message = "cannot fork: %s, trying again in %.1fs"
@@ -367,7 +378,7 @@ class Master:
             self._pool.killed(worker)
             self._signal(worker, signal.SIGKILL)
         while len(self._pool):
-            for worker, status in self._dead():
+            for worker, status, _ in self._dead():
                 self._pool.died(worker, status, "", time.monotonic_ns())
                 self._forget(worker)
             self._inbox.wait(0.01)

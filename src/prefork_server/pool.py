@@ -23,7 +23,6 @@ from .scoreboard import (
     GENERATION,
     LEAVING,
     NEVER,
-    PID,
     READY,
     REQUESTS,
     RETIRE,
@@ -345,7 +344,7 @@ class Pool:
         serves_on = self.serves_on(worker, now_ns)
         self._proven = self._is_proven(now_ns)
         del self._workers[worker.pid]
-        board.set(worker.slot, PID, 0)
+        board.vacate(worker.slot, now_ns)
         booted = self.ready(worker)
         self._was_ready = self._was_ready or booted
         self._stop_was_asked = self._stop_was_asked or self._asks_stop(worker)
@@ -374,6 +373,7 @@ class Pool:
             report=report,
             generation=worker.generation,
             serves_on=0 if worker.retiring else serves_on,
+            why=worker.why,
         )
 
     def stop(self, hurry: bool, ajar: bool = False) -> None:

@@ -15,17 +15,17 @@ _WEIGH_NS = 5 * SECOND  # from one look at the memory to the next
 
 
 class Wear:
-    """``note(field, value)`` writes to the scoreboard, ``ring()`` has the master read it."""
+    """``mark(field, value)`` writes to the scoreboard, ``ring()`` has the master read it."""
 
     def __init__(
         self,
         settings: Settings,
         logger: logging.Logger,
-        note: Callable[[int, int], None],
+        mark: Callable[[int, int], None],
         ring: Callable[[], None],
     ) -> None:
         self._logger = logger
-        self._note = note
+        self._mark = mark
         self._ring = ring
         self.served_enough_at: int = _about(settings.max_requests) or NEVER
         """How many requests are enough: then call ``served_enough()``."""
@@ -53,12 +53,12 @@ class Wear:
                 extra={"event": "not_weighed", "pid": os.getpid()},
             )
             return
-        self._note(MEMORY, held)
+        self._mark(MEMORY, held)
         if held > self._limit:
             self._be_due(TOO_LARGE)
 
     def _be_due(self, why: int) -> None:
-        self._note(DUE, why)
+        self._mark(DUE, why)
         self._ring()
 
 

@@ -1,0 +1,41 @@
+"""What a worker tells of itself, on the scoreboard, and what it is told of the others."""
+
+import threading
+from typing import TYPE_CHECKING
+
+from .scoreboard import ERRORS, Scoreboard
+
+if TYPE_CHECKING:
+    from .stats import Stats
+
+_failing = threading.Lock()  # of a worker's threads: the master never holds it at a fork
+
+
+class Account:
+    """A ``MasterHandle``, as far as it tells and is told."""
+
+    slot: int
+    _board: Scoreboard
+    _own_words: "memoryview[int]"
+    _foreign: bool
+
+    def note(self, text: str) -> None:
+        """Say what is being done, for ``stats()`` and the status page: 64 bytes, what is more
+        is cut. It is forgotten when this request is over. No secrets: others may read it."""
+        if not self._foreign:
+            self._board.set_note(self.slot, text)
+
+    def stats(self) -> "Stats":
+        """What the whole server is doing, and has done."""
+        from .stats import current
+
+        return current(self._board)
+
+    def _failed(self) -> None:
+        """A handler has raised, in whichever thread."""
+        if not self._foreign:
+            with _failing:
+                self._mark(ERRORS, self._board.get(self.slot, ERRORS) + 1)
+
+    def _mark(self, field: int, value: int) -> None:
+        self._own_words[self._board.at(self.slot, field)] = value
