@@ -239,7 +239,7 @@ def test_nested_notices_break_nobody_either() -> None:
 def test_a_death_is_told_as_it_was_and_how_long_ago() -> None:
     board = a_board()
     bulletin = Bulletin(board, [])
-    bulletin.tell_death(a_death(report='File "app.py", line 3\n  <&>'), 5 * SECOND)
+    bulletin.tell_death(a_death(report='File "app.py", line 3\n  <&>'), None, 5 * SECOND)
     stats = read(board, 65 * SECOND)
     (death,) = stats.last_deaths
     assert (death.slot, death.pid, death.status, death.age, death.requests) == (1, 101, 3, 2.5, 7)
@@ -252,14 +252,14 @@ def test_the_last_20_deaths_are_kept_and_those_that_were_meant_make_room_first()
     board = a_board()
     bulletin = Bulletin(board, [])
     for number in range(1, 6):
-        bulletin.tell_death(a_death(number), number)
+        bulletin.tell_death(a_death(number), None, number)
     for number in range(6, 60):  # a reload
-        bulletin.tell_death(a_death(number, expected=True), number)
+        bulletin.tell_death(a_death(number, expected=True), None, number)
     kept = [death.slot for death in read(board, SECOND).last_deaths]
     assert len(kept) == LAST_DEATHS
     assert kept == [*range(59, 44, -1), 5, 4, 3, 2, 1]
     for number in range(60, 90):
-        bulletin.tell_death(a_death(number), number)
+        bulletin.tell_death(a_death(number), None, number)
     assert [death.slot for death in read(board, SECOND).last_deaths] == [*range(89, 69, -1)]
     assert (read(board, SECOND).deaths, read(board, SECOND).crashes) == (89, 35)
 
@@ -267,7 +267,7 @@ def test_the_last_20_deaths_are_kept_and_those_that_were_meant_make_room_first()
 @pytest.mark.parametrize("report", ["x" * 9000, "\U0001f600" * 3000, "\n" * 5000, '"' * 4000])
 def test_of_a_long_report_both_ends_are_kept(report: str) -> None:
     board = a_board()
-    Bulletin(board, []).tell_death(a_death(report=f"first{report}last"), SECOND)
+    Bulletin(board, []).tell_death(a_death(report=f"first{report}last"), None, SECOND)
     told = read(board, SECOND).last_deaths[0].report
     assert told.startswith("first")
     assert told.endswith("last")
@@ -304,7 +304,7 @@ def test_metrics_are_what_prometheus_reads() -> None:
 
 def test_as_dict_is_json_and_nothing_is_lost() -> None:
     board = a_board()
-    Bulletin(board, []).tell_death(a_death(), SECOND)
+    Bulletin(board, []).tell_death(a_death(), None, SECOND)
     stats = read(board, 2 * SECOND)
     told = json.loads(json.dumps(stats.as_dict()))
     assert set(told) == set(Stats.__dataclass_fields__)

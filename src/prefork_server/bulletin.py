@@ -3,12 +3,13 @@ status page, in the command. It only writes there; ``stats`` reads it."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from .acceptor import queue_at
 from .counter import counters
 from .listeners import Listener
 from .plan import Death
+from .reaper import Used
 from .scoreboard import CRASHES, DEATHS, GENERAL, LAST_DEATHS, SECOND, Scoreboard
 
 _LONGEST = 3500  # bytes in JSON of what a worker had to say; a notice holds 4080 of all
@@ -22,9 +23,12 @@ class Bulletin:
         self._places: list[tuple[bool, int]] = []  # by age: whether it was meant, and where
         self._again_ns = 0
 
-    def tell_death(self, death: Death, now_ns: int) -> None:
-        """Keep it with the last ones. Those that were meant go first, to make room: a reload
-        must not wipe out how the one before it crashed."""
+    def tell_death(self, death: Death, used: Used, now_ns: int) -> Death:
+        """Keep it with the last ones, and return it with what it used. Those that were meant go
+        first, to make room: a reload must not wipe out how somebody crashed before it."""
+        if used:
+            cpu, memory = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+            death = replace(death, cpu=cpu, memory=memory)
         self._board.add(DEATHS, 1)
         self._board.add(CRASHES, int(not death.expected))
         place = len(self._places)
@@ -35,6 +39,7 @@ class Bulletin:
         self._places.append((death.expected, place))
         told = asdict(death) | {"report": _cut(death.report), "ago": now_ns}
         self._board.set_notice(place, json.dumps(told).encode())
+        return death
 
     def tell(self, now_ns: int) -> None:
         """How many wait at each listener, and what is counted: once a second."""

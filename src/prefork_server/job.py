@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from .listeners import Listener
@@ -12,6 +12,10 @@ from .settings import Settings
 if TYPE_CHECKING:
     from .handle import MasterHandle
     from .plan import Death
+
+_SILENCE = 30.0  # seconds without a sign of life from a service
+_PARTING = 1.0  # seconds it has to go
+_PATIENCE = 5.0  # seconds with a silent client of its
 
 
 def nothing(*_: object) -> None:
@@ -39,6 +43,23 @@ HOOKS = tuple(each.name for each in fields(Hooks))
 
 
 @dataclass(frozen=True)
+class Service:
+    """What one worker does beside the others, all the time that the server is there: a page
+    that tells of them, for instance.
+
+    ``name`` stands in the log and in ``ps``. Of ``listeners`` it has its own alone, and the
+    others have none of them.
+    """
+
+    name: str = ""  # there is none
+    work: "Callable[[MasterHandle], object]" = nothing
+    listeners: Sequence[Listener] = ()
+
+
+NO_SERVICE = Service()
+
+
+@dataclass(frozen=True)
 class Job:
     settings: Settings
     app_name: str
@@ -48,3 +69,25 @@ class Job:
     hooks: Hooks
     identity: Identity | None = None  # whom the workers become
     renew: Callable[[], object] = nothing  # what is read from files, before a new generation
+    service: Service = NO_SERVICE
+    name: str = ""  # of who does it; else it is a worker with a number
+
+    def of_service(self) -> "Job":
+        """What the worker does that runs the service: none of the user's code, and when it is
+        to go, it is gone within a second."""
+        settings = replace(
+            self.settings,
+            timeout=self.settings.timeout or _SILENCE,
+            graceful_timeout=min(_PARTING, self.settings.graceful_timeout),
+            client_timeout=_PATIENCE,
+            max_requests=0,
+            max_worker_memory=None,
+        )
+        return replace(
+            self,
+            settings=settings,
+            work=self.service.work,
+            listeners=self.service.listeners,
+            hooks=Hooks(),
+            name=f"service {self.service.name}",
+        )

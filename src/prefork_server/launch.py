@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from .daemon import daemonize, go_on
@@ -12,7 +12,7 @@ from .errors import ConfigError
 from .handle import MasterHandle
 from .inheritance import inheritance
 from .inline import run_inline
-from .job import Hooks, Job, nothing
+from .job import NO_SERVICE, Hooks, Job, Service, nothing
 from .journal import Journal
 from .listeners import Listener
 from .logfiles import (
@@ -29,9 +29,14 @@ from .remote import Remote
 from .settings import Settings, file_name, settle
 
 
+def no_service() -> AbstractContextManager[Service]:
+    return nullcontext(NO_SERVICE)
+
+
 @dataclass(frozen=True)
 class Launch:
-    """``listening`` is entered when all else is right: it binds what is not bound yet."""
+    """``listening`` and ``service`` are entered when all else is right: they bind what is not
+    bound yet. Inline there is no service."""
 
     settings: Settings
     app_name: str
@@ -40,6 +45,7 @@ class Launch:
     work: Callable[[MasterHandle], object]
     hooks: Hooks
     listening: Callable[[], AbstractContextManager[Sequence[Listener]]]
+    service: Callable[[], AbstractContextManager[Service]] = no_service
     daemon: bool = False
     renew: Callable[[], object] = nothing
 
@@ -57,9 +63,10 @@ class Launch:
             self._last_words(),
             claimed(pid_path) as claim,
             self.listening() as listeners,
+            (no_service if settings.inline else self.service)() as service,
         ):
             if identity:
-                self._hand_over(identity, listeners)
+                self._hand_over(identity, [*listeners, *service.listeners])
             job = Job(
                 settings=settings,
                 app_name=self.app_name,
@@ -68,6 +75,7 @@ class Launch:
                 listeners=listeners,
                 hooks=self.hooks,
                 identity=identity,
+                service=service,
                 renew=lambda: self._renew(claim),
             )
             if settings.inline:

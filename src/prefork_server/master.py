@@ -11,9 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .acceptor import Relay
@@ -24,12 +22,14 @@ from .handle import Shared
 from .inheritance import inheritance
 from .job import Job
 from .journal import Journal
+from .listeners import Listener
 from .logfiles import flush_streams
+from .pidfds import Pidfds
 from .pidfile import Claim
 from .plan import Death, Plan, WorkerHandle
 from .pool import Pool
 from .reaper import Used, reaped
-from .reasons import company, why_killed, why_retired
+from .reasons import company, why_given_up, why_killed, why_retired
 from .remote import Remote
 from .reports import Reports
 from .rotation import Rotation
@@ -65,7 +65,13 @@ class Master:
         self._claim = claim
         self._pid = os.getpid()
         self._board = Scoreboard(2 * MAX_WORKERS)
-        self._pool = Pool(job.settings, self._board, os.cpu_count() or 1, random.random)
+        self._service_job = job.of_service()
+        self._pool, self._service = (
+            Pool(each.settings, self._board, os.cpu_count() or 1, random.random, service)
+            for each, service in ((job, None), (self._service_job, job.service.name))
+        )
+        self._pools = (self._service, self._pool)  # in the order in which they are forked
+        listeners = [*job.listeners, *job.service.listeners]
         self._inbox = Inbox()
         self._relay = Relay()
         self._reports = Reports()
@@ -79,10 +85,10 @@ class Master:
         self._bulletin = Bulletin(self._board, job.listeners)
         self._rotation = Rotation(self._board, self._journal)
         boot_ns = in_ns(job.settings.boot_timeout)
-        self._upgrade = Upgrade(boot_ns, job.listeners, claim, self._journal, self._board)
+        self._upgrade = Upgrade(boot_ns, listeners, claim, self._journal, self._board)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
-        self._pidfds: dict[int, int] = {}
+        self._pidfds = Pidfds(self._inbox)
         self._last_death: Death | None = None
         timeout_ns = in_ns(job.settings.timeout or 1.0)
         self._tick_ns = min(SECOND, timeout_ns // 2, self._notifier.period_ns)
@@ -101,7 +107,7 @@ class Master:
     def run(self) -> None:
         """Raises BootError if no worker of the first generation gets ready."""
         try:
-            for listener in self._job.listeners:
+            for listener in (*self._job.listeners, *self._job.service.listeners):
                 listener.serve()
             with self._remote.ringing(self._inbox.bell, self._board), self._inbox.hearing(HEARD):
                 if self._on_main_thread:
@@ -119,19 +125,24 @@ class Master:
         while True:
             now_ns = self._now()
             self._reap(now_ns)
-            self._rotation.look(self._pool)
+            self._rotation.look(self._everybody())
             if self._upgrade.look(now_ns):
-                self._pool.hand_over()
+                for pool in self._pools:
+                    pool.hand_over()
                 self._board.set(0, STATE, LEFT)
             if self._is_done():
                 return
             self._board.set(0, WANTED, self._pool.wanted)
             self._bulletin.tell(now_ns)
             self._notifier.pulse(now_ns, self._status)
-            plan = self._pool.plan(now_ns, self._awake_since_ns)
-            self._carry_out(plan, now_ns)
-            for signum in self._inbox.wait(self._nap(plan)):
+            plans = [(pool, pool.plan(now_ns, self._awake_since_ns)) for pool in self._pools]
+            for pool, plan in plans:
+                self._carry_out(pool, plan, now_ns)
+            for signum in self._inbox.wait(self._nap(min(plan.wake_ns for _, plan in plans))):
                 self._obey(signum)
+
+    def _everybody(self) -> list[WorkerHandle]:
+        return [worker for pool in self._pools for worker in pool]
 
     def _status(self) -> str:
         busy = sum(1 for worker in self._pool if self._board.get(worker.slot, SINCE))
@@ -145,13 +156,14 @@ class Master:
         now_ns = time.monotonic_ns()
         if now_ns - self._seen_ns > self._tick_ns * 5 // 4 + SECOND // 20:
             self._awake_since_ns = now_ns
-            self._pool.overslept(now_ns - self._seen_ns)
+            for pool in self._pools:
+                pool.overslept(now_ns - self._seen_ns)
         self._seen_ns = now_ns
         self._terminal.look(now_ns)
         return now_ns
 
-    def _nap(self, plan: Plan) -> float:
-        return max(0, min(plan.wake_ns - time.monotonic_ns(), self._tick_ns)) / SECOND
+    def _nap(self, wake_ns: int) -> float:
+        return max(0, min(wake_ns - time.monotonic_ns(), self._tick_ns)) / SECOND
 
     # Reap
 
@@ -159,33 +171,25 @@ class Master:
         for worker, status, used in self._dead():
             report = self._reports.take(worker.slot)
             again = self._tried_again(worker, now_ns)
-            death = self._pool.died(worker, status, report, now_ns)
-            if used:
-                cpu, memory = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
-                death = replace(death, cpu=cpu, memory=memory)
-            self._bulletin.tell_death(death, now_ns)
-            self._forget(worker)
-            # It may have been woken for a connection that it did not live to take.
-            self._relay.wake_one()
+            death = self._pool_of(worker).died(worker, status, report, now_ns)
+            self._pidfds.let_go(worker)
             self._journal.death(worker, death, again)
-            self._last_death = death
-            self._run_hook("after_worker_exit", death)
+            if not worker.service:
+                # It may have been woken for a connection that it did not live to take.
+                self._relay.wake_one()
+                self._last_death = death = self._bulletin.tell_death(death, used, now_ns)
+                self._run_hook("after_worker_exit", death)
+
+    def _pool_of(self, worker: WorkerHandle) -> Pool:
+        return self._service if worker.service else self._pool
 
     def _tried_again(self, worker: WorkerHandle, now_ns: int) -> bool:
         """Whether it was another try of a reload that has failed: its failure is no news."""
         return self._pool.reload_failed and self._pool.serves_on(worker, now_ns) > 0
 
-    def _forget(self, worker: WorkerHandle) -> None:
-        pidfd = self._pidfds.pop(worker.pid, None)
-        if pidfd is not None:
-            # A fork of ours, a hook's for instance, may hold it too, and would keep it watched.
-            self._inbox.unwatch(pidfd)
-            os.close(pidfd)
-
     def _dead(self) -> Iterator[tuple[WorkerHandle, int | None, Used]]:
-        """The workers that are gone, with their exit codes, and what they used; None: somebody
-        else reaped it."""
-        workers = {worker.pid: worker for worker in self._pool}
+        """The workers that are gone, as ``reaped`` has it."""
+        workers = {worker.pid: worker for worker in self._everybody()}
         for pid, status, used in reaped(workers, as_init=self._pid == 1 and self._on_main_thread):
             if worker := workers.pop(pid, None):
                 yield worker, status, used
@@ -195,17 +199,15 @@ class Master:
     def _is_done(self) -> bool:
         """Whether nothing is left to do. Raises BootError if that is because nothing works."""
         if self._pool.first_generation_failed() and self._last_death:
-            report = self._last_death.report
-            last = report.rstrip().rpartition("\n")[2]  # of a traceback the error, of a stack ...
-            cause = last if last and not last.startswith(" ") else self._last_death
-            message = f"no worker of the first generation could boot, giving up: {cause}"
-            raise BootError(message, report)
+            raise BootError(why_given_up(self._last_death), self._last_death.report)
         if self._remote.stop_asked or self._pool.stop_asked():
             self._stop("shutdown() was called", hurry=False)
         if self._pool.stopping:
             if not len(self._pool):
+                self._end_service()
+            if not self._everybody():
                 self._say(logging.INFO, "stopped", None, "stopped")
-            return not len(self._pool)
+            return not self._everybody()
         if self._pool.any_ready() and not self._announced:
             self._announce()
         return False
@@ -214,7 +216,9 @@ class Master:
         self._announced = True
         self._board.set(0, STATE, SERVING)  # first: who reads of it in the log may ask at once
         addresses = [listener.address for listener in self._job.listeners]
-        self._journal.ready(addresses)
+        beside = [each.address for each in self._job.service.listeners]
+        how = f", {self._job.service.name} on {', '.join(beside)}" if beside else ""
+        self._journal.ready(addresses, how)
         if inheritance().is_successor():
             inheritance().be_ready()
             self._claim.write()
@@ -223,64 +227,58 @@ class Master:
 
     # Carry out
 
-    def _carry_out(self, plan: Plan, now_ns: int) -> None:
+    def _carry_out(self, pool: Pool, plan: Plan, now_ns: int) -> None:
         if plan.reload:
             self._reload()
         for worker in plan.suspect:
-            self._pool.suspected(worker, now_ns)
+            pool.suspected(worker, now_ns)
             self._reports.take(worker.slot)  # from an earlier suspicion it may have outlived
-            self._signal(worker, WHERE)
+            self._pidfds.signal(worker, WHERE)
         for worker in plan.kill:
-            self._pool.killed(worker)
-            worker.why = why_killed(self._pool, worker, now_ns)
+            pool.killed(worker)
+            worker.why = why_killed(pool, worker, now_ns)
             self._journal.kill(
                 worker,
                 worker.why,
-                company(self._pool, worker, now_ns),
+                company(pool, worker, now_ns),
                 self._reports.read(worker.slot),
                 self._tried_again(worker, now_ns),
             )
-            self._signal(worker, signal.SIGKILL)
+            self._pidfds.signal(worker, signal.SIGKILL)
         for worker in plan.end:
-            self._pool.told_to_end(worker, now_ns)
+            pool.told_to_end(worker, now_ns)
             if self._gently:  # workers hear TERM as QUIT: this is not meant
-                self._pool.killed(worker)
-            self._signal(worker, signal.SIGKILL if self._gently else signal.SIGTERM)
+                pool.killed(worker)
+            self._pidfds.signal(worker, signal.SIGKILL if self._gently else signal.SIGTERM)
         for worker in plan.retire:
-            if not self._pool.stopping:
-                worker.why = why_retired(self._pool, worker)
+            if not pool.stopping:
+                worker.why = why_retired(pool, worker)
                 self._say(logging.INFO, "retiring", worker, "%s, retiring", worker.why)
-            self._pool.told_to_retire(worker, now_ns)
+            pool.told_to_retire(worker, now_ns)
             # The scoreboard says what is wanted of it; this only wakes it up.
-            self._signal(worker, signal.SIGQUIT)
+            self._pidfds.signal(worker, signal.SIGQUIT)
         for slot in plan.fork:
-            if not self._fork(slot):
+            if not self._fork(pool, slot):
                 break
         if plan.serves:
-            self._pool.settled()
-            self._say(logging.INFO, "reloaded", None, "generation %d serves", self._pool.generation)
+            pool.settled()
+            self._say(logging.INFO, "reloaded", None, "generation %d serves", pool.generation)
 
     def _reload(self) -> None:
         self._journal.run_hook("renew", self._job.renew)
         self._pool.reloaded()
+        self._service.follow(self._pool.generation)
         count, generation = sum(not w.retiring for w in self._pool), self._pool.generation
         message = "SIGHUP: reloading %d workers, generation %d"
         self._say(logging.INFO, "reloading", None, message, count, generation)
 
-    def _signal(self, worker: WorkerHandle, signum: int) -> None:
-        with suppress(ProcessLookupError):  # it died first: _reap will find it
-            if worker.pid in self._pidfds:
-                signal.pidfd_send_signal(self._pidfds[worker.pid], signum)
-            else:
-                os.kill(worker.pid, signum)
-
-    def _fork(self, slot: int) -> bool:
+    def _fork(self, pool: Pool, slot: int) -> bool:
         """Whether the system let us."""
         self._run_hook("before_fork")
         self._warned = self._warned or self._journal.warn_of_threads()
         flush_streams()  # what is in a buffer now would be written by every worker
         forked_ns = time.monotonic_ns()
-        self._board.clear(slot, forked_ns + in_ns(self._job.settings.boot_timeout))
+        self._board.clear(slot, forked_ns + in_ns(pool.settings.boot_timeout))
         # Until it has handlers of its own, a new worker would answer a signal by
         # ringing our bell, which it shares. So none may reach it yet. And it is known
         # before any handler of the program's can run here, and raise.
@@ -292,38 +290,39 @@ class Master:
             else:
                 refusal = None
                 if pid == 0:
-                    self._become(slot, mask)
-                worker = self._pool.forked(slot, pid, forked_ns)
-                self._board.add(FORKS, 1)
+                    self._become(pool, slot, mask)
+                worker = pool.forked(slot, pid, forked_ns)
+                self._board.add(FORKS, int(pool is self._pool))
         if refusal:
-            delay = self._pool.fork_failed(forked_ns)
+            delay = pool.fork_failed(forked_ns)
             message = "cannot fork: %s, trying again in %.1fs"
             self._say(logging.ERROR, "fork_failed", None, message, refusal, delay)
             return False
-        with suppress(OSError):  # an old kernel, or no descriptors left: a tick finds out, too
-            pidfd = os.pidfd_open(pid)
-            self._pidfds[pid] = pidfd
-            self._inbox.watch(pidfd)
+        self._pidfds.take(worker)
         self._say(logging.INFO, "forked", worker, "forked")
         return True
 
-    def _become(self, slot: int, mask: set[int]) -> None:
+    def _become(self, pool: Pool, slot: int, mask: set[int]) -> None:
         """In the fork: let go of what is the master's, and never come back."""
         try:
+            job, relay, others = self._job, self._relay, self._job.service.listeners
+            if pool is self._service:  # nobody is to wake it for what it does not take
+                job, relay, others = self._service_job, Relay(), self._job.listeners
+            for listener in others:
+                listener.socket.close()
             self._inbox.leave_to_master()
-            for fd in self._pidfds.values():
-                os.close(fd)
+            self._pidfds.leave_to_master()
             shared = Shared(
                 self._board,
                 self._reports,
-                self._relay,
+                relay,
                 self._inbox.bell,
                 self._title,
                 self._life,
                 self._pid,
-                self._pool.generation,
+                pool.generation,
             )
-            become_worker(slot, self._job, shared, mask)
+            become_worker(slot, job, shared, mask)
         finally:
             os._exit(1)
 
@@ -340,8 +339,8 @@ class Master:
                 pool.wanted = 0
             case signal.SIGUSR1:
                 self._rotation.begin()
-                for worker in pool:
-                    self._signal(worker, signal.SIGUSR1)
+                for worker in self._everybody():
+                    self._pidfds.signal(worker, signal.SIGUSR1)
             case signal.SIGUSR2:
                 self._upgrade.begin(time.monotonic_ns(), self._announced and not pool.stopping)
             case signal.SIGHUP if not self._terminal.was_closed(time.monotonic_ns()):
@@ -360,38 +359,42 @@ class Master:
             self._say(
                 logging.INFO, "stopping", None, "%s: stopping %d workers %s", reason, count, how
             )
-        ajar = False
         self._upgrade.end(hurry)
-        if not self._pool.stopping:
+        self._shut(self._job.listeners, self._pool, hurry)
+
+    def _end_service(self) -> None:
+        """Last of all, so that it can tell of the others until they are gone."""
+        self._shut(self._job.service.listeners, self._service, self._pool.hurried)
+
+    def _shut(self, listeners: Sequence[Listener], pool: Pool, hurry: bool) -> None:
+        ajar = False
+        if not pool.stopping:
             # First the door, then the workers: who is inside is served, and who comes
             # later is refused. They hold the last descriptors, and close them when done.
-            for listener in self._job.listeners:
+            for listener in listeners:
                 ajar = not listener.shut_the_door() or ajar
                 listener.close()
-        self._pool.stop(hurry, ajar)
+        pool.stop(hurry, ajar)
 
     # The end
 
     def _leave_nobody(self) -> None:
         """After an error of our own: no worker may be left that nobody looks after."""
-        for worker in self._pool:
-            self._pool.killed(worker)
-            self._signal(worker, signal.SIGKILL)
-        while len(self._pool):
+        for worker in self._everybody():
+            worker.killed = True
+            self._pidfds.signal(worker, signal.SIGKILL)
+        while self._everybody():
             for worker, status, _ in self._dead():
-                self._pool.died(worker, status, "", time.monotonic_ns())
-                self._forget(worker)
+                self._pool_of(worker).died(worker, status, "", time.monotonic_ns())
+                self._pidfds.let_go(worker)
             self._inbox.wait(0.01)
 
     def _release(self) -> None:
         self._title.restore()
-        self._upgrade.close()
         os.close(self._life)
         drop(self._lifeline)
-        self._inbox.close()
-        self._relay.close()
-        self._reports.close()
-        self._board.close()
+        for each in (self._upgrade, self._inbox, self._relay, self._reports, self._board):
+            each.close()
 
     def _run_hook(self, name: str, *args: Any) -> None:
         self._journal.run_hook(name, getattr(self._job.hooks, name), *args)

@@ -17,6 +17,7 @@ class WorkerHandle:
     pid: int
     forked_ns: int
     generation: int = 1
+    service: str = ""  # the name of the one that it runs; it is then none of the workers
     retiring: bool = False  # the master told it to go
     told_ns: int = 0  # when it did
     ending: bool = False  # the master sent TERM
@@ -27,7 +28,11 @@ class WorkerHandle:
     why: str = ""  # it was told to go, or killed
 
     def __str__(self) -> str:
-        return f"worker={self.slot} pid={self.pid}"
+        return f"{self._who} pid={self.pid}"
+
+    @property
+    def _who(self) -> str:
+        return f"service={self.service}" if self.service else f"worker={self.slot}"
 
 
 @dataclass(frozen=True)

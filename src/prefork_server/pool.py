@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from .backoff import Backoff
 from .plan import Death, Plan, WorkerHandle
 from .scoreboard import (
     ASKS_STOP,
@@ -28,6 +29,7 @@ from .scoreboard import (
     RETIRE,
     SECOND,
     SERVED,
+    SERVICES,
     STATE,
     STOPPING,
     WISH,
@@ -40,15 +42,6 @@ _HEALTHY_NS = SECOND  # a life shorter than this, in which nothing was served, i
 _GRACE_NS = SECOND // 10  # from asking a silent worker where it hangs to killing it
 _HURRY_NS = SECOND  # from TERM to KILL, for a worker that blocks TERM
 _PARTING_NS = SECOND  # after so long, one that was told to go holds no successor up
-_MAX_DELAY = 30.0  # seconds between false starts of one slot, at most
-
-
-@dataclass
-class _Slot:
-    """What a slot remembers between two workers."""
-
-    false_starts: int = 0
-    rest_until_ns: int = 0
 
 
 @dataclass
@@ -56,7 +49,9 @@ class Pool:
     """The workers of one master.
 
     ``wanted`` is how many there should be, from 0 to half the scoreboard's capacity.
-    ``chance`` returns a float between 0 and 1, as ``random.random`` does.
+    ``chance`` returns a float between 0 and 1, as ``random.random`` does. ``service`` names
+    one, in rows of its own, that a pool of one worker is for (or of none, if it is ""): that it
+    cannot boot is not the end of the server.
 
     A worker of an older ``generation`` than the present one is *due*, and so is one that has
     said so on the scoreboard. It serves until a successor is ready, and for that there may be
@@ -68,6 +63,7 @@ class Pool:
     board: Scoreboard
     cpus: int
     chance: Callable[[], float]
+    service: str | None = None
     wanted: int = field(init=False)
     stopping: bool = False
     hurried: bool = False
@@ -78,14 +74,18 @@ class Pool:
     _proven: bool = True  # one of this generation was of use
     _farewell: int = RETIRE  # what a worker that is told to go is to do
     _workers: dict[int, WorkerHandle] = field(default_factory=dict)  # by pid
-    _slots: dict[int, _Slot] = field(default_factory=dict)
+    _slots: range = field(init=False)
+    _backoff: Backoff = field(init=False)
     _was_ready: bool = False
     _stop_was_asked: bool = False
-    _fork_failures: int = 0
-    _fork_again_ns: int = 0
 
     def __post_init__(self) -> None:
         self.wanted = self.settings.workers
+        self._slots = range(1, self.board.capacity + 1)
+        if self.service is not None:
+            self.wanted, self._was_ready = 1 if self.service else 0, True
+            self._slots = range(self._slots.stop, self._slots.stop + SERVICES)
+        self._backoff = Backoff(self.chance)
 
     # What there is
 
@@ -104,7 +104,7 @@ class Pool:
 
     def first_generation_failed(self) -> bool:
         """Whether every worker of the first generation has died before any was ready."""
-        failed = sum(1 for slot in self._slots.values() if slot.false_starts)
+        failed = self._backoff.failed()
         return not self._workers and not self._was_ready and 0 < self.wanted <= failed
 
     def stop_asked(self) -> bool:
@@ -251,8 +251,8 @@ class Pool:
     ) -> tuple[int, ...]:
         if missing <= 0:
             return ()
-        if self._fork_again_ns > now_ns:
-            alarms.append(self._fork_again_ns)
+        if self._backoff.fork_again_ns > now_ns:
+            alarms.append(self._backoff.fork_again_ns)
             return ()
         # Many processes that import at once only slow each other down. One that has
         # been at it for a second may hang, and must not keep the others waiting.
@@ -260,7 +260,7 @@ class Pool:
         alarms += [worker.forked_ns + SECOND for worker in booting]
         room = max(1, self.cpus) - len(booting)
         occupied = {worker.slot for worker in self._workers.values()}
-        free = (n for n in range(1, self.board.capacity + 1) if n not in occupied)
+        free = (n for n in self._slots if n not in occupied)
         places = list(islice(free, missing))
         resting = {n: self._rest_until_ns(n) for n in places if self._rest_until_ns(n) > now_ns}
         alarms += resting.values()
@@ -272,10 +272,9 @@ class Pool:
         Until somebody has been ready nobody gets a second try: the first generation
         either boots or ends the server.
         """
-        slot = self._slots.get(number)
-        if slot is None:
-            return 0
-        return NEVER if slot.false_starts and not self.any_ready() else slot.rest_until_ns
+        if self._backoff.has_failed(number) and not self.any_ready():
+            return NEVER
+        return self._backoff.rest_until_ns(number)
 
     def serves_on(self, worker: WorkerHandle, now_ns: int) -> int:
         """The generation that goes on if this worker, as the first of a new one, comes to
@@ -294,7 +293,12 @@ class Pool:
         self._reloading = True
         self._proven = self.reload_asked = self.reload_failed = False
         if self.any_ready():
-            self._slots.clear()  # what failed before may be mended by now
+            self._backoff.forget()
+
+    def follow(self, generation: int) -> None:
+        """A new generation begins elsewhere: who is here is due, and proves nothing."""
+        self.generation = generation
+        self._backoff.forget()
 
     def settled(self) -> None:
         """The new generation serves, and of the old one everybody was told to go."""
@@ -302,18 +306,15 @@ class Pool:
         self.board.set(0, SERVED, self.generation)
 
     def forked(self, slot: int, pid: int, now_ns: int) -> WorkerHandle:
-        self._fork_failures = 0
-        worker = WorkerHandle(slot, pid, now_ns, self.generation)
+        self._backoff.fork_succeeded()
+        worker = WorkerHandle(slot, pid, now_ns, self.generation, self.service or "")
         self._workers[pid] = worker
         self.board.occupy(slot, pid, now_ns, self.generation)
         return worker
 
     def fork_failed(self, now_ns: int) -> float:
         """The system refused a fork. Return the seconds until the next try."""
-        delay = self._delay(self._fork_failures)
-        self._fork_failures += 1
-        self._fork_again_ns = now_ns + in_ns(delay)
-        return delay
+        return self._backoff.fork_failed(now_ns)
 
     def told_to_retire(self, worker: WorkerHandle, now_ns: int) -> None:
         worker.retiring = True
@@ -348,19 +349,15 @@ class Pool:
         booted = self.ready(worker)
         self._was_ready = self._was_ready or booted
         self._stop_was_asked = self._stop_was_asked or self._asks_stop(worker)
-        slot = self._slots.setdefault(worker.slot, _Slot())
         if worker.retiring:
             pass  # a planned end says nothing about the health of the slot
         elif self._false_start(worker, now_ns):
-            # The first replacement is made at once, the next ones wait for 1 s, 1.5 s, 2.25 s ...
-            delay = self._delay(slot.false_starts - 1) if slot.false_starts else 0.0
-            slot.false_starts += 1
-            slot.rest_until_ns = now_ns + in_ns(delay)
+            self._backoff.false_start(worker.slot, now_ns)
             if worker.generation == self.generation and not self._proven:
                 self.reload_failed = True
                 board.set(0, FAILED, self.generation)
         else:
-            slot.false_starts = 0
+            self._backoff.was_of_use(worker.slot)
         return Death(
             slot=worker.slot,
             pid=worker.pid,
@@ -394,7 +391,3 @@ class Pool:
     def hand_over(self) -> None:
         """Wish for nobody, since a successor serves: who waits in the queue is its own."""
         self.stopping, self.wanted = True, 0
-
-    def _delay(self, failures: int) -> float:
-        """1 s x 1.5^failures, 30 s at most, +-20 % so that slots do not march in step."""
-        return min(_MAX_DELAY, 1.5 ** min(failures, 20)) * (0.8 + 0.4 * self.chance())

@@ -1,6 +1,6 @@
 """Why a worker is told to go, or killed, and whom that costs: in the words of the log."""
 
-from .plan import WorkerHandle
+from .plan import Death, WorkerHandle
 from .pool import Pool
 from .scoreboard import DUE, MEMORY, REQUESTS, SECOND, SINCE, TOO_LARGE
 
@@ -36,3 +36,9 @@ def company(pool: Pool, worker: WorkerHandle, now_ns: int) -> str:
         return ""
     busy = max(0, now_ns - since_ns) / SECOND
     return f"; {busy:.1f}s with {pool.board.peer(worker.slot) or 'a client'}"
+
+
+def why_given_up(last: Death) -> str:
+    line = last.report.rstrip().rpartition("\n")[2]  # of a traceback the error, of a stack ...
+    cause = line if line and not line.startswith(" ") else last
+    return f"no worker of the first generation could boot, giving up: {cause}"

@@ -43,9 +43,9 @@ class Title:
         self._area[:] = line.ljust(len(self._area), b"\0")
         return len(line)
 
-    def show_worker(self, slot: int) -> None:
+    def show_worker(self, who: str) -> None:
         """Show which worker this is; what it does will stand behind that."""
-        self._state = self.show(f"worker {slot}", reserve=len(" idle ") + _DIGITS)
+        self._state = self.show(who, reserve=len(" idle ") + _DIGITS)
         at = self._state + 1
         if at + 4 <= self._room:
             self._word = self._area[at : at + 4].cast("I")

@@ -65,7 +65,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, SHOW, *_NOT_FOR_WORKERS}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - heard)
     _follow(shared, master)
-    shared.title.show_worker(slot)
+    shared.title.show_worker(job.name or f"worker {slot}")
     try:
         if job.identity:
             job.identity.assume()
