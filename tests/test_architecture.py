@@ -17,7 +17,10 @@ HTTP = {
 }
 CLI = {f"cli.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "cli").glob("*.py")}
 AIO = {f"aio.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "aio").glob("*.py")}
-EVERYTHING = MODULES | HTTP | CLI | AIO
+STATUS = {
+    f"status.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "status").glob("*.py")
+}
+EVERYTHING = MODULES | HTTP | CLI | AIO | STATUS
 
 GROUND = {"errors", "scoreboard", "signals", "forks"}
 EDGES = {
@@ -96,7 +99,7 @@ MAY_IMPORT = {
     "launch": GROUND
     | EDGES
     | ROLES
-    | {"settings", "pidfile", "privileges", "daemon", "inline", "inheritance"},
+    | {"settings", "pidfile", "privileges", "daemon", "inline", "inheritance", "status"},
     "preforker": set(MODULES) - {"servers", "__init__"},
     "tls": {"errors", "vigil"},
     "credentials": {"errors", "settings"},
@@ -165,9 +168,12 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
         *("remote", "settings", "signals", "systemd", "options", "recipe", "target"),
     },
     "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options"},
-    "cli.holder": {"errors", "scoreboard", "options"},
+    "cli.holder": {"errors", "scoreboard", "stats", "options"},
     "cli.control": {"errors", "scoreboard", "options", "holder"},
-    "cli.look": {"reports", "scoreboard", "signals", "options", "holder"},
+    "cli.look": {
+        *("listeners", "reports", "signals", "stats", "status.table"),
+        *("options", "holder"),
+    },
     "cli.__init__": {"errors", "options", "target", "serve", "program", "control", "look"},
 }
 
@@ -182,6 +188,18 @@ AIO_MAY_IMPORT: dict[str, set[str]] = {
     | {"errors", "settings", "listeners", "logfiles", "launch", "preforker", "stats"}
     | {"life", "loops", "turns", "doors"},
     "aio.__init__": {"handle", "server"},
+}
+
+# The status service stands on HTTP. What it says in words, the command says, too.
+STATUS_MAY_IMPORT: dict[str, set[str]] = {
+    "status.words": set(),
+    "status.table": {"words"},
+    "status.page": {"plan", "stats", "words"},
+    "status.server": {
+        *("handle", "inheritance", "listeners", "settings", "stats"),
+        *("http.handler", "http.server", "http.wire", "page"),
+    },
+    "status.__init__": {"handle", "job", "listeners", "settings", "server"},
 }
 
 # Which modules may make processes, signal them, wait for them, or leave without goodbye.
@@ -280,6 +298,11 @@ def test_each_module_of_aio_imports_only_what_lies_below_it(module: str) -> None
     assert _imports(AIO[module]) <= AIO_MAY_IMPORT[module]
 
 
+@pytest.mark.parametrize("module", STATUS)
+def test_each_module_of_the_status_imports_only_what_lies_below_it(module: str) -> None:
+    assert _imports(STATUS[module]) <= STATUS_MAY_IMPORT[module]
+
+
 def test_nobody_imports_the_command() -> None:
     assert [module for module in EVERYTHING if "cli" in _imports(EVERYTHING[module])] == [
         "__main__"
@@ -310,6 +333,14 @@ def test_the_top_level_loads_a_house_only_for_who_asks_for_a_name_of_it(house: s
     names = getattr(prefork_server, f"_{house.upper()}")
     assert f"prefork_server.{house}" not in _loaded_by(asked.format("PreforkTCPServer, Preforker"))
     assert f"prefork_server.{house}" in _loaded_by(asked.format(", ".join(names)))
+
+
+def test_the_core_loads_the_status_where_it_is_set_and_http_only_in_the_service() -> None:
+    known = {m for m in MODULES if any(n.startswith("status") for n in _imports(MODULES[m]))}
+    assert known == {"launch"}
+    loaded = _loaded_by("import prefork_server.launch")
+    assert not {"prefork_server.status", "prefork_server.stats", "http"} & loaded
+    assert not {"prefork_server.http", "http"} & _loaded_by("import prefork_server.status")
 
 
 def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:

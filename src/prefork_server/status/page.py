@@ -58,18 +58,19 @@ def _main(stats: Stats) -> Iterator[str]:
         'silent in<th class="o">memory</thead><tbody>'
     )
     yield "".join(map(_row, stats.workers)) + "</tbody></table></div>"
+    yield '<div class="pair">'
     if stats.listeners:
-        yield '<h2>Listeners</h2><table class="small"><tr><th class="t">address<th>waiting'
+        yield '<section><h2>Listeners</h2><table class="small"><tr><th class="t">address<th>waiting'
         for one in stats.listeners:
             queue = "–" if one.queue is None else one.queue  # noqa: RUF001 - a dash in a table
             yield f'<tr><td class="t">{escape(one.address)}<td>{queue}'
-        yield "</table>"
+        yield "</table></section>"
     if stats.counters:
-        yield '<h2>Counters</h2><table class="small"><tr><th class="t">name<th>value'
+        yield '<section><h2>Counters</h2><table class="small"><tr><th class="t">name<th>value'
         for name, value in stats.counters.items():
             yield f'<tr><td class="t">{escape(name)}<td>{value:,}'
-        yield "</table>"
-    yield f"<h2>Last deaths</h2>{''.join(map(_death, stats.last_deaths)) or '<p>none'}</main>"
+        yield "</table></section>"
+    yield f"</div><h2>Last deaths</h2>{''.join(map(_death, stats.last_deaths)) or '<p>none'}</main>"
 
 
 def _tiles(stats: Stats) -> Iterator[str]:
