@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "titles": set(),
     "terminal": {"scoreboard"},
     "reaper": set(),
-    "account": {"scoreboard", "stats"},
+    "account": {"scoreboard", "signals", "stats"},
     "counter": {"errors", "here", "settings"},
     "bulletin": {"acceptor", "counter", "listeners", "plan", "reaper", "scoreboard"},
     "stats": {"counter", "plan", "reports", "scoreboard"},
@@ -77,7 +77,10 @@ MAY_IMPORT = {
     "privileges": {"errors", "settings"},
     "acceptor": {"connection", "vigil", "scoreboard"},
     "backoff": {"scoreboard"},
-    "pool": {"scoreboard", "settings", "plan", "backoff"},
+    "silence": {"scoreboard", "settings", "plan"},
+    "sizing": {"scoreboard", "settings", "plan"},
+    "roster": {"scoreboard", "settings", "plan"},
+    "pool": {"scoreboard", "settings", "plan", "backoff", "roster", "silence", "sizing"},
     "pidfds": {"plan", "signals"},
     # The last two for their types alone.
     "job": {"listeners", "privileges", "settings", "plan", "handle"},
@@ -349,7 +352,7 @@ def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:
 
 
 def test_the_pool_knows_no_system_and_no_clock() -> None:
-    for module in ("plan", "pool", "backoff"):
+    for module in ("plan", "pool", "backoff", "roster", "silence", "sizing"):
         assert not _imported(MODULES[module]) & {"os", "time", "socket", "select", "threading"}
     assert _calls(MODULES["plan"]) & {"signal.signal", "signal.pthread_kill"} == set()
 
@@ -385,7 +388,7 @@ def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
 def test_the_core_is_small_enough_to_read() -> None:
     core = (path for path in PACKAGE.glob("*.py") if path.stem != "testing")
     lines = {path.stem: path.read_text().count("\n") for path in core}
-    assert sum(lines.values()) <= 7900, lines
+    assert sum(lines.values()) <= 8250, lines
     assert max(lines.values()) <= 400, lines
 
 

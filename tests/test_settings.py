@@ -23,6 +23,21 @@ from prefork_server.settings import settle
         ({"workers": None}, "workers must be a whole number, 1 to 2048, not None"),
         ({"workers": 2.5}, "workers must be a whole number, 1 to 2048, not 2.5"),
         ({"workers": float("nan")}, "workers must be a whole number, 1 to 2048, not nan"),
+        (
+            {"max_workers": 4},
+            "max_workers must be a whole number, workers (10) to 2048, or None, not 4",
+        ),
+        ({"max_workers": 2049}, "or None, not 2049"),
+        ({"max_workers": "many"}, "or None, not 'many'"),
+        ({"min_spare_workers": 2}, "min_spare_workers is for an adaptive pool: set max_workers"),
+        ({"max_spare_workers": 2}, "max_spare_workers is for an adaptive pool: set max_workers"),
+        ({"max_workers": 20, "min_spare_workers": 0}, "1 to max_workers (20), or None, not 0"),
+        ({"max_workers": 20, "min_spare_workers": 21}, "not 21"),
+        (
+            {"max_workers": 20, "min_spare_workers": 5, "max_spare_workers": 5},
+            "max_spare_workers must be a whole number above min_spare_workers (5), 2048 at most",
+        ),
+        ({"max_workers": 20, "max_spare_workers": 1}, "above min_spare_workers (1)"),
         ({"timeout": "5s"}, "timeout must be a number of seconds above 0 and at most 31622400"),
         ({"timeout": 0}, "not 0; None means never"),
         ({"timeout": -1}, "not -1; None means never"),
@@ -50,7 +65,7 @@ from prefork_server.settings import settle
         ({"term": None}, "term must be 'now' or 'graceful', not None"),
         ({"workrs": 4}, "there is no setting workrs: did you mean workers?"),
         ({"time_out": 4}, "there is no setting time_out: did you mean timeout?"),
-        ({"xyzzy": 4}, "there is no setting xyzzy: there are workers, timeout, boot_timeout"),
+        ({"xyzzy": 4}, "there is no setting xyzzy: there are workers, max_workers, min_"),
     ],
 )
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ HISTORIES = 75
 EVENTS = 60  # in each of them
 YEAR = 365 * 24 * 3600  # seconds
 LONGEST_REST = 36.0  # seconds between false starts: 30, and a fifth
+LONGEST_WAIT = 32.0  # seconds between two shrinks
 LONGEST_SILENCE = 100.0  # seconds that a worker announces
 GRACE_NS = SECOND // 10
 
@@ -98,6 +99,7 @@ class World:
         self.fates: list[str] = []  # of the next workers
         self.no_forks_before_ns = 0
         self.starts = 0
+        self.load = 0  # so many requests are under way, or wait for a worker
         self.now_ns = self.born_ns = 1000 * SECOND
         self.start()
 
@@ -106,6 +108,7 @@ class World:
         self.board = Scoreboard(2 * LIMIT)
         self.pool = Pool(self.settings, self.board, self.cpus, self.chance.random)
         self.lives: dict[int, Life] = {}  # by pid
+        self.resizes: list[tuple[int, int]] = []  # when, and to how many
         self.failed: set[int] = set()  # the slots in which one died before any was ready
         self.was_ready = False
         self.awake_since_ns = self.now_ns
@@ -147,6 +150,15 @@ class World:
             beats = (now_ns - life.heard_ns) // self.pause_ns
             if beats > 0 and life.quiet_until_ns <= now_ns:
                 self.beat(life, life.heard_ns + beats * self.pause_ns)
+        self.share_load()
+
+    def share_load(self) -> None:
+        """Who is ready and waits takes the next one. Whoever becomes busy rings."""
+        left = self.load
+        for life in self.lives.values():
+            if self.is_ready(life) and not (life.hung or life.handle.retiring):
+                self.board.set_idle(life.slot, left <= 0)
+                left -= 1
 
     def get_ready(self, life: Life) -> None:
         self.beat(life, life.ready_ns)
@@ -187,6 +199,8 @@ class World:
             todo = self.plan()
             check_plan(self, todo)
             self.carry_out(todo)
+            if todo.wanted is not None:
+                continue  # what follows from it is planned now
             check_state(self)
             if not (todo.reload or todo.serves):
                 break
@@ -206,6 +220,9 @@ class World:
     def carry_out(self, todo: Plan) -> None:
         if todo.reload:
             self.pool.reloaded()
+        if todo.wanted is not None:
+            self.pool.resized(todo.wanted, self.now_ns)
+            self.resizes.append((self.now_ns, todo.wanted))
         for worker in todo.suspect:
             self.pool.suspected(worker, self.now_ns)
             self.lives[worker.pid].suspected_ns = self.now_ns
@@ -281,7 +298,7 @@ class World:
 
 def is_empty(todo: Plan) -> bool:
     done = todo.fork or todo.retire or todo.suspect or todo.end or todo.kill
-    return not (done or todo.reload or todo.serves)
+    return not (done or todo.reload or todo.serves or todo.wanted is not None)
 
 
 def check_plan(world: World, todo: Plan) -> None:
@@ -296,6 +313,23 @@ def check_plan(world: World, todo: Plan) -> None:
     for worker in todo.kill:
         check_kill(world, world.lives[worker.pid])
     check_succession(world, todo)
+    check_size(world, todo)
+
+
+def check_size(world: World, todo: Plan) -> None:
+    """Never above, never below, and down in single steps."""
+    pool, settings = world.pool, world.settings
+    most = settings.max_workers
+    if pool.stopping or most is None:
+        assert todo.wanted is None
+        return
+    assert pool._sizing.floor <= pool.wanted <= most
+    if todo.wanted is not None:
+        assert pool._sizing.floor <= todo.wanted <= most
+        if todo.wanted < pool.wanted:
+            assert todo.wanted == pool.wanted - 1
+            shrunk = [at for at, size in world.resizes if size < most]
+            assert not shrunk or world.now_ns - shrunk[-1] >= SECOND
 
 
 def check_succession(world: World, todo: Plan) -> None:
@@ -385,9 +419,15 @@ def comes_to_rest(world: World, _: int = 0) -> None:
     """The disasters cease, and before long there are as many as are wanted, all ready."""
     world.fates.clear()
     world.no_forks_before_ns = world.now_ns
+    world.load = 0
     times = world.settings
     silence = LONGEST_SILENCE + times.boot_timeout + (times.timeout or 0)
     world.goes_on(silence + times.graceful_timeout + 2 * LONGEST_REST + 10 * LIMIT)
+    if times.max_workers is not None:
+        world.goes_on(LIMIT * LONGEST_WAIT)
+        floor = world.pool._sizing.floor
+        many = times.max_spare_workers or max(floor, (times.min_spare_workers or 1) + 1)
+        assert world.pool.wanted <= max(many, floor) if floor else world.pool.wanted == 0
     assert is_empty(world.plan())
     assert len(world.lives) == world.pool.wanted
     assert all(map(world.is_ready, world.lives.values()))
@@ -490,16 +530,22 @@ def master_sleeps(world: World, number: int) -> None:
 
 
 def ttin(world: World, number: int) -> None:
-    if not world.pool.stopping:
-        world.pool.wanted = min(LIMIT, world.pool.wanted + 1)
+    if world.pool._sizing.floor < LIMIT:
+        world.pool.shift(+1)
 
 
 def ttou(world: World, number: int) -> None:
-    world.pool.wanted = max(0, world.pool.wanted - 1)
+    world.pool.shift(-1)
 
 
 def winch(world: World, number: int) -> None:
-    world.pool.wanted = 0
+    world.pool.to_nobody()
+
+
+def load_changes(world: World, number: int) -> None:
+    """So many long requests at once, from now on; or none."""
+    world.load = number % (2 * LIMIT)
+    world.share_load()
 
 
 def hup(world: World, number: int) -> None:
@@ -544,15 +590,29 @@ OFTEN: tuple[Happening, ...] = (
     ttou,
     hup,
     is_worn,
+    load_changes,
 )
 SELDOM: tuple[Happening, ...] = (comes_to_rest, winch, quits, term, asks_for_a_stop)
 
 # Seconds to the next event. Days, too: they cost nothing, since nothing happens in them.
 GAPS = (0, 0.001, 0.05, 0.3, 0.7, 1, 2, 5, 10, 40, 3600, 12 * 24 * 3600)
 
+some_sizes: st.SearchStrategy[dict[str, int]] = st.one_of(
+    st.builds(dict, workers=st.integers(1, LIMIT)),
+    st.integers(1, LIMIT).flatmap(
+        lambda workers: st.builds(
+            dict,
+            workers=st.just(workers),
+            max_workers=st.integers(workers, LIMIT),
+            min_spare_workers=st.just(1),
+            max_spare_workers=st.integers(2, LIMIT),
+        )
+    ),
+    st.integers(1, LIMIT - 1).map(lambda workers: {"workers": workers, "max_workers": LIMIT}),
+)
 some_settings = st.builds(
-    Settings,
-    workers=st.integers(1, LIMIT),
+    lambda sizes, **times: Settings(**sizes, **times),
+    some_sizes,
     timeout=st.sampled_from([30.0, 1.0, 0.5, None]),
     boot_timeout=st.sampled_from([60.0, 5.0, 0.4]),
     graceful_timeout=st.sampled_from([30.0, 3.0, 0.2]),
@@ -594,3 +654,31 @@ def test_ten_years_of_disasters() -> None:
     years = sum(lived_ns) / SECOND / YEAR
     print(f"{len(lived_ns)} histories, {years:.1f} years")
     assert years >= 10
+
+
+def test_a_load_that_comes_and_goes_leaves_the_pool_at_the_size_that_it_needs() -> None:
+    world = World(Settings(workers=2, max_workers=LIMIT), cpus=8, seed=1)
+    forks_ns = []
+    for _ in range(60):  # a square wave of 5 s and 5 s, for ten minutes
+        for load in (LIMIT, 0):
+            before = next(world.pids)
+            world.load = load
+            world.share_load()
+            world.goes_on(5)
+            forks_ns += [world.now_ns] * (next(world.pids) - before - 1)
+    forked = len(forks_ns)
+    late = sum(1 for at_ns in forks_ns if at_ns > world.born_ns + in_ns(120))
+    assert forked <= 30, "without the waits it would be 180"
+    assert late <= 480 / 32 + 1, "one in 32 seconds, when it has settled"
+    assert world.pool.wanted >= LIMIT - 1
+    comes_to_rest(world)
+    assert world.pool.wanted == 2
+
+
+def test_a_load_that_changes_at_random_never_leaves_the_bounds() -> None:
+    world = World(Settings(workers=1, max_workers=LIMIT), cpus=2, seed=2)
+    for _ in range(2000):
+        load_changes(world, world.chance.randrange(100))
+        world.goes_on(world.chance.choice([0.01, 0.3, 1, 4, 30, 600]))
+        assert 1 <= world.pool.wanted <= LIMIT
+    comes_to_rest(world)

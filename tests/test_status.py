@@ -362,6 +362,8 @@ def test_the_command_shows_the_same_by_the_file_and_by_the_address(
     server.ask(b"exit")
     server.saw("reaped: exit code 0")
     all_idle(str(tmp_path / "status.sock"), 2)
+    # From outside counters are seen as the master last told of them, at most a second ago.
+    eventually(lambda: "counter orders: 1" in asked(tmp_path, "status", "x.pid").stdout)
     by_address = asked(tmp_path, "status", "unix:status.sock")
     by_file = asked(tmp_path, "status", "x.pid")
     for said in (by_address, by_file):

@@ -4,6 +4,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from .scoreboard import ERRORS, Scoreboard
+from .signals import Bell
 
 if TYPE_CHECKING:
     from .stats import Stats
@@ -16,7 +17,10 @@ class Account:
 
     slot: int
     _board: Scoreboard
+    _words: "memoryview[int]"
     _own_words: "memoryview[int]"
+    _grows: int
+    _master_bell: Bell
     _foreign: bool
 
     def note(self, text: str) -> None:
@@ -30,6 +34,17 @@ class Account:
         from .stats import current
 
         return current(self._board)
+
+    def _tell_busy(self) -> None:
+        """In an adaptive pool. The last one who was idle has the master get more."""
+        if not self._foreign:
+            self._board.set_idle(self.slot, False)
+            if self._words[self._grows] and self._board.nobody_idle():
+                self._master_bell.ring()
+
+    def _tell_idle(self) -> None:
+        if not self._foreign:
+            self._board.set_idle(self.slot, True)
 
     def _failed(self) -> None:
         """A handler has raised, in whichever thread."""

@@ -26,6 +26,7 @@ from .scoreboard import (
     DEADLINE,
     DRAIN,
     DRAIN_ONCE,
+    GROWS,
     LEAVING,
     NEVER,
     READY,
@@ -86,6 +87,7 @@ class MasterHandle(Account):
         self._foreign = False
         self._busy = False
         self._spent_ns = 0  # with all who were served, but for the present one
+        self._tells = settings.max_workers is not None  # whether it is idle
         self._last_peer: Any = None
         self._graceful = settings.graceful_timeout
         self._patience_ns = NEVER if settings.timeout is None else in_ns(settings.timeout)
@@ -104,6 +106,7 @@ class MasterHandle(Account):
         self._asks_stop = at(slot, ASKS_STOP)
         self._rotation = at(slot, ROTATION)
         self._newest_rotation = at(0, ROTATION)
+        self._grows = at(0, GROWS)
         self._wear = Wear(settings, self.logger, self._mark, shared.bell.ring)
         self._enough = self._wear.served_enough_at
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
@@ -223,6 +226,9 @@ class MasterHandle(Account):
 
     def _take_leave(self, acceptor: Acceptor) -> Iterator[socket.socket | Guest]:
         """Those who are still to be served: all who wait, or only whom we keep."""
+        if self._tells:
+            self._tells = False
+            self._board.set_idle(self.slot, False)
         wish = self._words[self._wish] or self._asked_to_go()
         if wish not in _DRAINS:
             self._be_idle()
@@ -291,6 +297,8 @@ class MasterHandle(Account):
             self._wear.served_enough()
         self._busy = True
         words[self._busy_ns] = self._spent_ns - now_ns
+        if self._tells:
+            self._tell_busy()
         self._title.show_busy(count)
         self._last_peer = peer
         self._board.set_peer(self.slot, peer)
@@ -307,6 +315,8 @@ class MasterHandle(Account):
         if not self._busy:  # he may have come just now
             self._busy = True
             words[self._busy_ns] = self._spent_ns - now_ns
+            if self._tells:
+                self._tell_busy()
         self._title.show_busy_again(count)
         if self._last_peer is not guest.peer:
             self._last_peer = guest.peer
@@ -320,6 +330,8 @@ class MasterHandle(Account):
     def _be_idle(self, now_ns: int = 0) -> None:
         if self._busy:
             self._busy = False
+            if self._tells:
+                self._tell_idle()
             words = self._own_words
             words[self._since] = 0
             self._spent_ns = spent = words[self._busy_ns] + (now_ns or time.monotonic_ns())
@@ -328,6 +340,8 @@ class MasterHandle(Account):
 
     def _be_ready(self) -> None:
         self._beat()
+        if self._tells:
+            self._tell_idle()
         self._own_words[self._ready] = time.monotonic_ns()
         self._master_bell.ring()
 

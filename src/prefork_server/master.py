@@ -33,7 +33,7 @@ from .reasons import company, why_given_up, why_killed, why_retired
 from .remote import Remote
 from .reports import Reports
 from .rotation import Rotation
-from .scoreboard import FORKS, LEFT, SECOND, SERVING, SINCE, STATE, WANTED, Scoreboard, in_ns
+from .scoreboard import LEFT, SECOND, SERVING, SINCE, STATE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import WHERE, Inbox, all_blocked
 from .systemd import Notifier
@@ -84,14 +84,13 @@ class Master:
         self._say = self._journal.say
         self._bulletin = Bulletin(self._board, job.listeners)
         self._rotation = Rotation(self._board, self._journal)
-        boot_ns = in_ns(job.settings.boot_timeout)
+        boot_ns, half_ns = in_ns(job.settings.boot_timeout), in_ns(job.settings.timeout or 1.0) // 2
         self._upgrade = Upgrade(boot_ns, listeners, claim, self._journal, self._board)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds = Pidfds(self._inbox)
         self._last_death: Death | None = None
-        timeout_ns = in_ns(job.settings.timeout or 1.0)
-        self._tick_ns = min(SECOND, timeout_ns // 2, self._notifier.period_ns)
+        self._tick_ns = min(SECOND, half_ns, self._notifier.period_ns)
         self._seen_ns = self._awake_since_ns = time.monotonic_ns()
         self._announced = self._warned = False
 
@@ -132,7 +131,7 @@ class Master:
                 self._board.set(0, STATE, LEFT)
             if self._is_done():
                 return
-            self._board.set(0, WANTED, self._pool.wanted)
+            self._pool.publish()
             self._bulletin.tell(now_ns)
             self._notifier.pulse(now_ns, self._status)
             plans = [(pool, pool.plan(now_ns, self._awake_since_ns)) for pool in self._pools]
@@ -230,6 +229,8 @@ class Master:
     def _carry_out(self, pool: Pool, plan: Plan, now_ns: int) -> None:
         if plan.reload:
             self._reload()
+        if plan.wanted is not None:
+            pool.resized(plan.wanted, now_ns)
         for worker in plan.suspect:
             pool.suspected(worker, now_ns)
             self._reports.take(worker.slot)  # from an earlier suspicion it may have outlived
@@ -292,7 +293,6 @@ class Master:
                 if pid == 0:
                     self._become(pool, slot, mask)
                 worker = pool.forked(slot, pid, forked_ns)
-                self._board.add(FORKS, int(pool is self._pool))
         if refusal:
             delay = pool.fork_failed(forked_ns)
             message = "cannot fork: %s, trying again in %.1fs"
@@ -331,12 +331,12 @@ class Master:
     def _obey(self, signum: int) -> None:
         pool = self._pool
         match signum:
-            case signal.SIGTTIN if not pool.stopping:
-                pool.wanted = min(MAX_WORKERS, pool.wanted + 1)
+            case signal.SIGTTIN:
+                pool.shift(+1)
             case signal.SIGTTOU:
-                pool.wanted = max(0, pool.wanted - 1)
+                pool.shift(-1)
             case signal.SIGWINCH if not is_ours():
-                pool.wanted = 0
+                pool.to_nobody()
             case signal.SIGUSR1:
                 self._rotation.begin()
                 for worker in self._everybody():

@@ -90,11 +90,13 @@ class Death:
 class Plan:
     """What to do now, and when to plan again if nothing happens before (monotonic ns).
 
-    ``reload``: begin a new generation, and plan anew. ``serves``: with what is retired here
+    ``reload``: begin a new generation, and plan anew. ``wanted``: have so many, and plan anew.
+    ``serves``: with what is retired here
     the last of the old one is told to go.
     """
 
     reload: bool = False
+    wanted: int | None = None
     serves: bool = False
     fork: tuple[int, ...] = ()
     retire: tuple[WorkerHandle, ...] = ()

@@ -8,21 +8,24 @@ pool can be tested without a single fork.
 it: ``forked``, ``told_to_retire``, ``suspected``, ``told_to_end``, ``killed``, ``died`` ...
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
 from .backoff import Backoff
 from .plan import Death, Plan, WorkerHandle
+from .roster import HEALTHY_NS, Roster
 from .scoreboard import (
-    ASKS_STOP,
     DEADLINE,
     DRAIN,
     DRAIN_ONCE,
     DUE,
     FAILED,
+    FLOOR,
+    FORKS,
     GENERATION,
-    LEAVING,
+    GROWS,
+    MOST,
     NEVER,
     READY,
     REQUESTS,
@@ -32,23 +35,24 @@ from .scoreboard import (
     SERVICES,
     STATE,
     STOPPING,
+    WANTED,
     WISH,
-    Scoreboard,
     in_ns,
 )
-from .settings import Settings
+from .settings import MAX_WORKERS
+from .silence import Silence, Verdict
+from .sizing import Sizing
 
-_HEALTHY_NS = SECOND  # a life shorter than this, in which nothing was served, is a false start
-_GRACE_NS = SECOND // 10  # from asking a silent worker where it hangs to killing it
 _HURRY_NS = SECOND  # from TERM to KILL, for a worker that blocks TERM
 _PARTING_NS = SECOND  # after so long, one that was told to go holds no successor up
 
 
 @dataclass
-class Pool:
+class Pool(Roster):
     """The workers of one master.
 
-    ``wanted`` is how many there should be, from 0 to half the scoreboard's capacity.
+    ``wanted`` is how many there should be, from 0 to half the scoreboard's capacity. An
+    adaptive pool decides that by itself, from the number on that signals move.
     ``chance`` returns a float between 0 and 1, as ``random.random`` does. ``service`` names
     one, in rows of its own, that a pool of one worker is for (or of none, if it is ""): that it
     cannot boot is not the end of the server.
@@ -59,8 +63,6 @@ class Pool:
     one more until one has been of use, so what cannot boot replaces nobody.
     """
 
-    settings: Settings
-    board: Scoreboard
     cpus: int
     chance: Callable[[], float]
     service: str | None = None
@@ -73,9 +75,10 @@ class Pool:
     _reloading: bool = False
     _proven: bool = True  # one of this generation was of use
     _farewell: int = RETIRE  # what a worker that is told to go is to do
-    _workers: dict[int, WorkerHandle] = field(default_factory=dict)  # by pid
     _slots: range = field(init=False)
     _backoff: Backoff = field(init=False)
+    _silence: Silence = field(init=False)
+    _sizing: Sizing = field(init=False)
     _was_ready: bool = False
     _stop_was_asked: bool = False
 
@@ -86,17 +89,10 @@ class Pool:
             self.wanted, self._was_ready = 1 if self.service else 0, True
             self._slots = range(self._slots.stop, self._slots.stop + SERVICES)
         self._backoff = Backoff(self.chance)
+        self._silence = Silence(self.settings, self.board)
+        self._sizing = Sizing(self.settings, self.board, self.wanted)
 
     # What there is
-
-    def __iter__(self) -> Iterator[WorkerHandle]:
-        return iter(list(self._workers.values()))
-
-    def __len__(self) -> int:
-        return len(self._workers)
-
-    def ready(self, worker: WorkerHandle) -> bool:
-        return self.board.get(worker.slot, READY) != 0
 
     def any_ready(self) -> bool:
         """Whether one is ready, or ever was."""
@@ -111,9 +107,6 @@ class Pool:
         """Whether a worker has asked for the whole server to be stopped."""
         return self._stop_was_asked or any(map(self._asks_stop, self._workers.values()))
 
-    def _asks_stop(self, worker: WorkerHandle) -> bool:
-        return self.board.get(worker.slot, ASKS_STOP) != 0
-
     # What should be done
 
     def plan(self, now_ns: int, awake_since_ns: int) -> Plan:
@@ -121,36 +114,37 @@ class Pool:
         ask for (a suspended machine, SIGSTOP): silence counts only from there."""
         if self.reload_asked and self._may_reload():
             return Plan(reload=True, wake_ns=now_ns)
-        suspect, end, kill, alarms = [], [], [], []
+        alarms: list[int] = []
+        wanted = self._right_size(now_ns, alarms)
+        if wanted != self.wanted:
+            return Plan(wanted=wanted, wake_ns=now_ns)
+        judged: dict[Verdict, list[WorkerHandle]] = {"kill": [], "end": [], "suspect": [], "": []}
         for worker in self._workers.values():
-            if worker.killed:
-                continue  # it only has to be reaped
-            deadline = self.board.get(worker.slot, DEADLINE)
-            silent_ns = self._silent_ns(worker, deadline, awake_since_ns)
-            if worker.kill_ns <= now_ns:
-                kill.append(worker)
-            elif self.hurried and not worker.ending:
-                end.append(worker)
-            elif silent_ns > now_ns:
-                alarms.append(min(silent_ns, worker.kill_ns))
-            elif worker.suspected_for != deadline:
-                suspect.append(worker)
-                alarms.append(min(now_ns + _GRACE_NS, worker.kill_ns))
-            elif worker.suspected_ns + _GRACE_NS <= now_ns:
-                kill.append(worker)
-            else:
-                alarms.append(min(worker.suspected_ns + _GRACE_NS, worker.kill_ns))
+            if not worker.killed:  # such a one only has to be reaped
+                verdict, again_ns = self._silence.verdict(
+                    worker, now_ns, awake_since_ns, self.hurried
+                )
+                judged[verdict].append(worker)
+                alarms.append(again_ns)
 
         fork, retire, serves = self._succession(now_ns, alarms)
         return Plan(
             serves=serves,
             fork=fork,
             retire=() if self.hurried else retire,
-            suspect=tuple(suspect),
-            end=tuple(end),
-            kill=tuple(kill),
+            suspect=tuple(judged["suspect"]),
+            end=tuple(judged["end"]),
+            kill=tuple(judged["kill"]),
             wake_ns=now_ns if serves else min(alarms, default=NEVER),
         )
+
+    def _right_size(self, now_ns: int, alarms: list[int]) -> int:
+        """How many there should be: in an adaptive pool it depends on how many are busy."""
+        if self.stopping or not self.is_adaptive:
+            return self.wanted
+        staying = self._staying(now_ns)
+        steady = not any(map(self.is_due, staying))
+        return self._sizing.right_size(self.wanted, staying, steady, now_ns, alarms)
 
     def _succession(
         self, now_ns: int, alarms: list[int]
@@ -160,13 +154,12 @@ class Pool:
         Predecessors and successors are not paired, but counted. Of those who are due as many
         go as there are too many when the fresh who are ready are counted with them.
         """
-        serving = [w for w in self._workers.values() if not w.retiring]
-        staying = [w for w in serving if self._holds_place(w, now_ns)]
-        leaving = [w for w in serving if not self._holds_place(w, now_ns)]
+        staying = self._staying(now_ns)
+        leaving = [w for w in self._serving() if not self._holds_place(w, now_ns)]
         proven = self._is_proven(now_ns)
         # Whoever has been ready for so long was of use, which may change what is to be done.
         alarms += [
-            self.board.get(worker.slot, READY) + _HEALTHY_NS
+            self.board.get(worker.slot, READY) + HEALTHY_NS
             for worker in staying
             if self.ready(worker)
             and (self._leaves(worker) or not (proven or worker.generation < self.generation))
@@ -174,7 +167,8 @@ class Pool:
         due = [w for w in staying if self.is_due(w)]
         due.sort(key=lambda w: (self.ready(w), w.generation, w.slot))
         fresh = [w for w in staying if not self.is_due(w)]
-        fresh.sort(key=lambda w: (not self.ready(w), w.slot))  # surplus: highest number first
+        # Surplus: who is idle, and of those the highest number first.
+        fresh.sort(key=lambda w: (not self.ready(w), self.board.is_idle(w.slot), w.slot))
         successors = sum(1 for w in fresh if self.ready(w)) if proven else 0
         replaced = due[: max(0, successors + len(due) - self.wanted)]
         most = self.wanted + (self._spare() if proven else 1)
@@ -218,34 +212,6 @@ class Pool:
         given_up = self.reload_failed and not trying
         return not self.stopping and (not self._reloading or given_up)
 
-    def _silent_ns(self, worker: WorkerHandle, deadline: int, awake_since_ns: int) -> int:
-        """When the silence of this worker becomes a fault."""
-        if deadline >= NEVER or awake_since_ns <= worker.forked_ns:
-            return deadline
-        settings = self.settings
-        allowed = settings.timeout if self.ready(worker) else settings.boot_timeout
-        return max(deadline, awake_since_ns + in_ns(allowed or 1.0))
-
-    def _holds_place(self, worker: WorkerHandle, now_ns: int) -> bool:
-        """Whether this worker counts as one of those that are wanted.
-
-        One that leaves of its own accord is replaced before it is gone, unless it has
-        done nothing yet: a work function that leaves at once must meet the back-off.
-        """
-        return not self._leaves(worker) or self._false_start(worker, now_ns)
-
-    def _leaves(self, worker: WorkerHandle) -> bool:
-        return self.board.get(worker.slot, LEAVING) != 0
-
-    def _false_start(self, worker: WorkerHandle, now_ns: int) -> bool:
-        """Whether a life that ended now would have been too short to be any use.
-
-        One that served somebody never is: clients must not be able to slow respawns down.
-        """
-        ready_ns = self.board.get(worker.slot, READY)
-        served = self.board.get(worker.slot, REQUESTS)
-        return not ready_ns or (not served and now_ns - ready_ns < _HEALTHY_NS)
-
     def _to_fork(
         self, now_ns: int, missing: int, staying: list[WorkerHandle], alarms: list[int]
     ) -> tuple[int, ...]:
@@ -284,6 +250,35 @@ class Pool:
         older = [w for w in self._workers.values() if w.generation < self.generation]
         return max((w.generation for w in older if self.ready(w) and not w.retiring), default=0)
 
+    # What is wanted
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.settings.max_workers is not None
+
+    def shift(self, by: int) -> None:
+        """So many more or fewer are to be there at least, and at once if it was at rest there."""
+        if not self.stopping:
+            self.wanted = self._sizing.shift(by, self.wanted)
+
+    def to_nobody(self) -> None:
+        """And none is wanted until ``shift`` says so."""
+        self.shift(-self._sizing.floor)
+
+    def resized(self, wanted: int, now_ns: int) -> None:
+        self._sizing.resized(wanted - self.wanted, now_ns)
+        self.wanted = wanted
+
+    def publish(self) -> None:
+        """Tell on the scoreboard how many are wanted; before it is looked at who is idle, since
+        who becomes busy after that rings, if it may grow."""
+        most = self.settings.max_workers or 0
+        all_there = sum(map(self.ready, self._serving())) >= self.wanted > 0
+        self.board.set(0, WANTED, self.wanted)
+        self.board.set(0, FLOOR, self._sizing.floor)
+        self.board.set(0, MOST, most or MAX_WORKERS)
+        self.board.set(0, GROWS, all_there and self.wanted < most and not self.stopping)
+
     # What happened
 
     def reloaded(self) -> None:
@@ -310,6 +305,7 @@ class Pool:
         worker = WorkerHandle(slot, pid, now_ns, self.generation, self.service or "")
         self._workers[pid] = worker
         self.board.occupy(slot, pid, now_ns, self.generation)
+        self.board.add(FORKS, int(not self.service))
         return worker
 
     def fork_failed(self, now_ns: int) -> float:

@@ -36,6 +36,9 @@ forked from now on, the ``rotation`` that it has begun, and
 
     layout           which layout this is: who reads it from outside looks here first
     wanted           how many workers there should be
+    floor            how many at least, which signals move; the same, unless it is adaptive
+    most             how many at most
+    grows            1 = tell the master when nobody is idle
     state            BOOTING, SERVING, STOPPING, or LEFT to a successor
     served           the newest generation that has replaced all before it
     failed           the newest whose first worker came to nothing
@@ -93,6 +96,9 @@ SERVED: Final = 3
 FAILED: Final = 4
 SUCCESSOR: Final = 5
 UPGRADES_FAILED: Final = 6
+FLOOR: Final = 8
+MOST: Final = 9
+GROWS: Final = 11
 PAST_REQUESTS: Final = 13
 PAST_ERRORS: Final = 14
 PAST_BUSY: Final = 15

@@ -33,6 +33,9 @@ class SettingsKeywords(TypedDict, total=False):
     """The settings as keyword arguments, for ``**keywords: Unpack[SettingsKeywords]``."""
 
     workers: int
+    max_workers: int | None
+    min_spare_workers: int | None
+    max_spare_workers: int | None
     timeout: float | None
     boot_timeout: float
     graceful_timeout: float
@@ -60,6 +63,12 @@ class Settings:
 
     ``workers``
         how many to keep, 1 to 2048. Signals may take a running pool down to 0.
+    ``max_workers``
+        makes the pool adaptive: from ``workers``, which it keeps at least, it grows to so
+        many while others are busy, and shrinks again. ``None``: it does not.
+    ``min_spare_workers``, ``max_spare_workers``
+        with fewer idle workers than the first it grows, with more than the second it
+        shrinks. ``None``: 1, and as many as it keeps at least (or 2).
     ``timeout``
         the longest a worker may go without a sign of life (``wants_me_alive()``,
         ``wait()``, or reading from and writing to a connection); past it the
@@ -116,6 +125,9 @@ class Settings:
 
     _said: InitVar[Mapping[str, Any]] = MappingProxyType({})  # the first: see __init__
     workers: int = 10
+    max_workers: int | None = None
+    min_spare_workers: int | None = None
+    max_spare_workers: int | None = None
     timeout: float | None = 30.0
     boot_timeout: float = 60.0
     graceful_timeout: float = 30.0
@@ -161,6 +173,7 @@ class Settings:
             raise ConfigError(
                 f"workers must be a whole number, 1 to {MAX_WORKERS}, not {workers!r}"
             )
+        self._check_spare()
         for name in ("timeout", "client_timeout"):
             if getattr(self, name) is not None:
                 self._check_seconds(name, "; None means never")
@@ -199,6 +212,30 @@ class Settings:
             raise ConfigError(
                 f"status={status!r} could be read by other machines: say status_public=True if "
                 "that is meant, or 127.0.0.1"
+            )
+
+    def _check_spare(self) -> None:
+        most, workers = self.max_workers, self.workers
+        least, many = self.min_spare_workers, self.max_spare_workers
+        if most is None:
+            for name in ("min_spare_workers", "max_spare_workers"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} is for an adaptive pool: set max_workers, too")
+            return
+        if type(most) is not int or not workers <= most <= MAX_WORKERS:
+            raise ConfigError(
+                f"max_workers must be a whole number, workers ({workers}) to {MAX_WORKERS}, or "
+                f"None, not {most!r}"
+            )
+        if least is not None and (type(least) is not int or not 1 <= least <= most):
+            raise ConfigError(
+                f"min_spare_workers must be a whole number, 1 to max_workers ({most}), or None, "
+                f"not {least!r}"
+            )
+        if many is not None and (type(many) is not int or not (least or 1) < many <= MAX_WORKERS):
+            raise ConfigError(
+                f"max_spare_workers must be a whole number above min_spare_workers "
+                f"({least or 1}), {MAX_WORKERS} at most, or None, not {many!r}"
             )
 
     def _check_wear(self) -> None:

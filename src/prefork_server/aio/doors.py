@@ -147,6 +147,8 @@ class Doors:
             return
         if len(self._held) >= self._most:
             self._acceptor._resign()  # until one of them ends
+            if self._master._tells:
+                self._master._tell_busy()
         elif (excess := self._excess()) > 0:
             self._acceptor.step_aside(excess)
             self._rest()
@@ -281,6 +283,8 @@ class Doors:
                 words[master._busy_ns] = master._spent_ns = spent
             if len(self._held) == self._most - 1:
                 self._enlist()
+                if self._master._tells and not self._closed:
+                    self._master._tell_idle()
             self._look()
 
     def _look(self) -> None:
@@ -323,6 +327,8 @@ class Doors:
             return
         self._closed = True
         self._shares.words[self._master.slot] = 0
+        if self._master._tells:
+            self._master._board.set_idle(self._master.slot, False)
         if self._watched:
             self._acceptor._resign()
             for fd in self._watched:

@@ -97,7 +97,7 @@ class PreforkAsyncioServer:
         }
         self._logger = logger_named(logger)
         self._prefork_remote = Remote()
-        self._shares = Shares(self.settings.workers)
+        self._shares = Shares(self.settings.max_workers or self.settings.workers)
         self._doors = Doors(
             protocol_factory,
             client_connected_cb,

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from ..errors import PreforkError
 from ..scoreboard import (
     FAILED,
+    FLOOR,
     GENERATION,
     LEFT,
+    MOST,
     ROTATION,
     SERVED,
     SERVING,
@@ -112,20 +114,23 @@ def _reopen(server: Holder, options: Options) -> _Begun:
 def _scale(server: Holder, options: Options) -> _Begun:
     _must_serve(server)
     number = options.values["number"]
-    seen, sent = -1, 0.0  # how many were wanted when we last asked, and when
+    if number > (most := server.word(MOST)):
+        raise NotDone(f"pid {server.pid} has {most} workers at most")
+    seen, sent = -1, 0.0  # how many there were to be when we last asked, and when
 
     def done() -> bool:
         nonlocal seen, sent
         _must_stay(server)
-        wanted, now = server.word(WANTED), time.monotonic()
-        if wanted != number:
-            if wanted != seen or now - sent > _ANSWER:
-                seen, sent = wanted, now
-                server.signal(signal.SIGTTIN if wanted < number else signal.SIGTTOU)
+        floor, now = server.word(FLOOR), time.monotonic()
+        if floor != number:
+            if floor != seen or now - sent > _ANSWER:
+                seen, sent = floor, now
+                server.signal(signal.SIGTTIN if floor < number else signal.SIGTTOU)
             return False
+        wanted = server.word(WANTED)  # more than that, in an adaptive pool that is busy
         states = [worker.state for worker in server.stats().workers]
         staying = [state for state in states if state != "retiring"]
-        return len(staying) == number and "booting" not in staying
+        return len(staying) == wanted >= number and "booting" not in staying
 
     return f"scaling pid {server.pid} to {number}", done
 

@@ -18,12 +18,15 @@ def listening(settings: Settings, app_name: str) -> Iterator[Service]:
     """Bind where ``settings.status`` says, for one who shows ``app_name`` there."""
     listener = listen(parse(str(settings.status)))
 
+    def boot(master: MasterHandle) -> None:
+        from . import server  # noqa: F401 - before it is ready
+
     def show(master: MasterHandle) -> None:
         from .server import serve
 
         serve(master, settings, app_name, listener)
 
     try:
-        yield Service("status", show, [listener])
+        yield Service("status", show, [listener], boot)
     finally:
         listener.close()
