@@ -87,6 +87,7 @@ MAY_IMPORT = {
     "rotation": {"scoreboard", "logfiles", "plan", "journal"},
     "master": GROUND | EDGES | {"settings", "inheritance", "pidfile"} | ROLES - {"master"},
     "elsewhere": set(),
+    "lost": {"handle"},  # for its type alone
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},
     "inline": GROUND | EDGES | {"settings", "job", "handle", "here", "remote", "journal"},
     "launch": GROUND
