@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from ..acceptor import _accept
 from ..handle import _ANSWER, _DRAINS, _QUIET
-from ..scoreboard import DRAIN
+from ..scoreboard import DRAIN, IN_HAND
 from .handle import AsyncMasterHandle
 from .life import Life, cancelled
 from .turns import LoopAcceptor, Shares
@@ -173,6 +173,8 @@ class Doors:
         if count == master._enough:
             master._wear.served_enough()
         master._title.show_busy(count)
+        if len(self._held) == 1:
+            words[master._busy_ns] = master._spent_ns - time.monotonic_ns()
         self._tell_share()
         return True
 
@@ -190,6 +192,7 @@ class Doors:
         self._master.retire()
 
     def _tell_share(self) -> None:
+        self._master._mark(IN_HAND, len(self._held))
         if not self._closed:
             self._shares.words[self._master.slot] = len(self._held) + 1
 
@@ -273,7 +276,11 @@ class Doors:
         if self._held.pop(connection, None):
             self._tell_share()
             if not self._held:
-                self._master._title.show_idle()
+                master = self._master
+                master._title.show_idle()
+                words = master._own_words
+                spent = words[master._busy_ns] + time.monotonic_ns()
+                words[master._busy_ns] = master._spent_ns = spent
             if len(self._held) == self._most - 1:
                 self._enlist()
                 if self._master._tells and not self._closed:
