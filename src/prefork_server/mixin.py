@@ -359,7 +359,7 @@ class PreforkMixIn(_Base):
         if getattr(error, "by_client", False):
             master.logger.debug("%s is gone: %s", text, error, extra=extra)
             return
-        master._failed()
+        master._failed(error)
         if type(self).handle_error is socketserver.BaseServer.handle_error:
             master.logger.error("handler failed for %s", text, exc_info=error, extra=extra)
         else:
