@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -n 6 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help serve env test check format fuzz prove bench-threads bench-lifecycle bench-http clean
+.PHONY: help serve env test check format fuzz prove bench-threads bench-lifecycle bench-memory bench-http clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench-threads: ## against socketserver's own servers
 
 bench-lifecycle: ## how long starting, stopping and replacing take
 	$(PYTHON) -m benchmarks.lifecycle
+
+bench-memory: ## what workers share of what the master has loaded
+	$(PYTHON) -m benchmarks.memory
 
 bench-http: $(BIN)/.made ## against nginx, uvicorn, gunicorn and http.server; wrk makes the load
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench

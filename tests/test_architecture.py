@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "titles": set(),
     "terminal": {"scoreboard"},
     "reaper": set(),
-    "account": {"scoreboard", "signals", "stats"},
+    "account": {"scoreboard", "signals", "stats", "wear"},
     "counter": {"errors", "here", "settings"},
     "bulletin": {"acceptor", "counter", "listeners", "plan", "reaper", "scoreboard"},
     "stats": {"counter", "plan", "reports", "scoreboard"},
@@ -87,7 +87,7 @@ MAY_IMPORT = {
     "here": {"handle"},  # for its type alone
     "remote": {"here", "job", "signals", "scoreboard", "stats"},
     "systemd": {"errors", "scoreboard"},
-    "journal": {"plan", "systemd"},
+    "journal": {"plan", "reaper", "systemd"},
     "handle": GROUND | EDGES | {"settings", "job", "wear", "account"},
     "worker": GROUND | EDGES | {"settings", "job", "handle", "here"},
     "upgrade": GROUND | {"inheritance", "journal", "listeners", "pidfile"},
@@ -95,6 +95,7 @@ MAY_IMPORT = {
     "rotation": {"scoreboard", "logfiles", "plan", "journal"},
     "master": GROUND | EDGES | {"settings", "inheritance", "pidfile"} | ROLES - {"master"},
     "elsewhere": set(),
+    "lost": {"handle"},  # for its type alone
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},
     "inline": GROUND
     | EDGES

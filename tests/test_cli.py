@@ -64,6 +64,10 @@ def test_each_setting_has_an_option_with_its_meaning(field: Any) -> None:
         word = value = kinds[0]
     options = serve(option, word) if word else serve(option)
     assert options.said == {field.name: value}
+    if field.name.endswith("_spare_workers"):
+        options = serve(option, word, "--max-workers", "20")
+    elif field.name == "max_workers":
+        options = serve(option, word, "--workers", "2")
     assert getattr(options.settings(), field.name) == value
 
 

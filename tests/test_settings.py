@@ -62,6 +62,7 @@ from prefork_server.settings import settle
         ({"umask": 22}, "umask 22 is 0o26: write 0o22 if that is meant"),
         ({"inline": True, "user": "www"}, "user, group and umask are for workers"),
         ({"term": "later"}, "term must be 'now' or 'graceful', not 'later'"),
+        ({"gc_freeze": None}, "gc_freeze must be True or False, not None"),
         ({"term": None}, "term must be 'now' or 'graceful', not None"),
         ({"workrs": 4}, "there is no setting workrs: did you mean workers?"),
         ({"time_out": 4}, "there is no setting time_out: did you mean timeout?"),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from .scoreboard import ERRORS, Scoreboard
 from .signals import Bell
+from .wear import Wear
 
 if TYPE_CHECKING:
     from .stats import Stats
@@ -22,6 +23,7 @@ class Account:
     _grows: int
     _master_bell: Bell
     _foreign: bool
+    _wear: Wear
 
     def note(self, text: str) -> None:
         """Say what is being done, for ``stats()`` and the status page: 64 bytes, what is more
@@ -46,9 +48,11 @@ class Account:
         if not self._foreign:
             self._board.set_idle(self.slot, True)
 
-    def _failed(self) -> None:
+    def _failed(self, error: object) -> None:
         """A handler has raised, in whichever thread."""
         if not self._foreign:
+            if isinstance(error, MemoryError):
+                self._wear.ran_out()
             with _failing:
                 self._mark(ERRORS, self._board.get(self.slot, ERRORS) + 1)
 

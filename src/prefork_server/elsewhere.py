@@ -20,7 +20,7 @@ class Elsewhere:
     is to be finished, so the worker waits for them before it goes.
     """
 
-    def __init__(self, server: Any, failed: Callable[[], None]) -> None:
+    def __init__(self, server: Any, failed: Callable[[object], None]) -> None:
         self._failed = failed
         self._children = server if isinstance(server, socketserver.ForkingMixIn) else None
         self._count = 0
@@ -62,7 +62,7 @@ class Elsewhere:
             self._finish(request, peer)
         except Exception as error:  # user code
             if not getattr(error, "by_client", False):
-                self._failed()
+                self._failed(error)
             raise
 
     def _add(self, number: int) -> None:

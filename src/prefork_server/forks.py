@@ -5,9 +5,12 @@ and a lock is free. Every fork inherits them all, a worker's or one of the user'
 would keep the news from whoever waits for it.
 """
 
+import gc
 import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _ours: dict[int, threading.Thread | None] = {}
 
@@ -21,6 +24,22 @@ def fork() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
+
+
+@contextmanager
+def shared_with_forks(wanted: bool) -> Iterator[None]:
+    """Within, what is there now is none of the collector's business: looking at an object it
+    writes to it, and in a fork that makes a copy of the page. Does nothing if not ``wanted``.
+    """
+    ours = wanted and not gc.get_freeze_count()  # what the program has frozen, it may have back
+    if wanted:
+        gc.collect()  # or what is garbage now is kept for ever
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
 
 
 def keep_from_forks(fd: int, but: threading.Thread | None = None) -> int:

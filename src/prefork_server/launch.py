@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from .daemon import daemonize, go_on
 from .errors import ConfigError
+from .forks import shared_with_forks
 from .handle import MasterHandle
 from .inheritance import inheritance
 from .inline import run_inline
@@ -81,7 +82,8 @@ class Launch:
             if settings.inline:
                 run_inline(job, self.remote)
             else:
-                Master(job, self.remote, claim).run()
+                with shared_with_forks(settings.gc_freeze and on_main_thread):
+                    Master(job, self.remote, claim).run()
 
     def _beside(self) -> AbstractContextManager[Service]:
         if self.settings.status is None:

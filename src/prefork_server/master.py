@@ -172,7 +172,7 @@ class Master:
             again = self._tried_again(worker, now_ns)
             death = self._pool_of(worker).died(worker, status, report, now_ns)
             self._pidfds.let_go(worker)
-            self._journal.death(worker, death, again)
+            self._journal.death(worker, death, used, again)
             if not worker.service:
                 # It may have been woken for a connection that it did not live to take.
                 self._relay.wake_one()

@@ -4,6 +4,7 @@ multi-process one."""
 import os
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from .job import HOOKS, Hooks, nothing
 from .launch import Launch
 from .listeners import BACKLOG, Listener, address_text, adopt, is_deaf, key_of
 from .logfiles import fill_standard_descriptors, logger_named
+from .lost import tell_of_lost_state
 from .reception import Reception, is_tls
 from .remote import Remote
 from .settings import Settings, settle
@@ -233,6 +235,8 @@ class PreforkMixIn(_Base):
             vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
         take = Reception(self, master, acceptor, self._prefork_settled()).take
         elsewhere = Elsewhere(self, master._failed)
+        if sys.flags.dev_mode and not master.inline:
+            tell_of_lost_state(self, master)
         self._prefork_serve(master, acceptor, take)
         while elsewhere.is_busy():
             master._beat()
@@ -355,7 +359,7 @@ class PreforkMixIn(_Base):
         if getattr(error, "by_client", False):
             master.logger.debug("%s is gone: %s", text, error, extra=extra)
             return
-        master._failed()
+        master._failed(error)
         if type(self).handle_error is socketserver.BaseServer.handle_error:
             master.logger.error("handler failed for %s", text, exc_info=error, extra=extra)
         else:

@@ -82,8 +82,12 @@ class Death:
             name = signal.Signals(-self.status).name
         except ValueError:
             name = f"signal {-self.status}"
-        stranger = self.status == -signal.SIGKILL and not self.killed
-        return f"killed by {name}{', not by us: perhaps out of memory' if stranger else ''}"
+        stranger = ", not by us: perhaps out of memory" if self.by_a_stranger else ""
+        return f"killed by {name}{stranger}"
+
+    @property
+    def by_a_stranger(self) -> bool:
+        return self.status == -signal.SIGKILL and not self.killed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ One row a slot, each 24 aligned words of 8 bytes, twice 64 bytes of text, and a 
     ready      worker          when it got ready, monotonic ns; 0 = still booting
     leaving    worker          1 = it is going, of its own accord
     asks_stop  worker          1 = it wants the whole server to stop
-    due        worker          it is to be replaced when a successor is ready: WORN, TOO_LARGE
+    due        worker          it is to be replaced when a successor is ready: WORN, TOO_LARGE ...
     memory     worker          what it holds for itself alone, bytes; 0 = not measured
     requests   worker          connections taken since it was forked; over HTTP, requests
     since      worker          when the present one was taken, monotonic ns; 0 = idle
@@ -124,6 +124,7 @@ DRAIN_ONCE: Final = 3  # the same, but the door stays ajar: go when the queue wa
 
 WORN: Final = 1  # it has served max_requests
 TOO_LARGE: Final = 2  # it holds more than max_worker_memory
+OUT_OF_MEMORY: Final = 3  # a handler of its had a MemoryError
 
 NAME: Final = "prefork-scoreboard"
 SERVICES: Final = 2  # rows behind those of the workers

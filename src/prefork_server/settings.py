@@ -51,6 +51,7 @@ class SettingsKeywords(TypedDict, total=False):
     group: str | int | None
     umask: int | None
     term: Literal["now", "graceful"]
+    gc_freeze: bool
     status: str | None
     status_public: bool
     inline: bool
@@ -106,6 +107,10 @@ class Settings:
     ``term``
         what TERM means: ``"now"``, or ``"graceful"``, as whoever runs containers and
         services means it. A second one hurries.
+    ``gc_freeze``
+        before the first fork, collect what is garbage and keep the collector of the workers
+        from all else that is there: it would write to it, and so make a copy of it in each.
+        Off the main thread, where the garbage is that of a larger program, it is not done.
     ``status``
         where a process beside the workers shows what they do, over HTTP, to people and to
         machines: ``"127.0.0.1:9100"``, or ``"unix:/path"`` (mode 0600). ``None``: nowhere.
@@ -143,6 +148,7 @@ class Settings:
     group: str | int | None = None
     umask: int | None = None
     term: Literal["now", "graceful"] = "now"
+    gc_freeze: bool = True
     status: str | None = None
     status_public: bool = False
     inline: bool = False
@@ -180,12 +186,12 @@ class Settings:
         for name in ("boot_timeout", "graceful_timeout"):
             self._check_seconds(name, "")
         self._check_wear()
-        name = self.app_name
-        if not isinstance(name, str) or not (name.isprintable() and name.isascii()):
-            raise ConfigError(f"app_name must be printable ASCII text, not {name!r}")
+        app = self.app_name
+        if not isinstance(app, str) or not (app.isprintable() and app.isascii()):
+            raise ConfigError(f"app_name must be printable ASCII text, not {app!r}")
         if self.term not in ("now", "graceful"):
             raise ConfigError(f"term must be 'now' or 'graceful', not {self.term!r}")
-        for name in ("inline", "status_public"):
+        for name in ("gc_freeze", "inline", "status_public"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         self._check_status()

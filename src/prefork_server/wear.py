@@ -1,4 +1,5 @@
-"""When a worker is worn out, and due to be replaced: it has served enough, or holds too much.
+"""When a worker is worn out, and due to be replaced: it has served enough, or holds too much,
+or found no memory.
 
 It only says so, on the scoreboard, and goes on: when it is to go is the master's to say.
 """
@@ -8,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-from .scoreboard import DUE, MEMORY, NEVER, SECOND, TOO_LARGE, WORN
+from .scoreboard import DUE, MEMORY, NEVER, OUT_OF_MEMORY, SECOND, TOO_LARGE, WORN
 from .settings import Settings
 
 _WEIGH_NS = 5 * SECOND  # from one look at the memory to the next
@@ -36,6 +37,11 @@ class Wear:
 
     def served_enough(self) -> None:
         self._be_due(WORN)
+
+    def ran_out(self) -> None:
+        """A handler had a MemoryError. What it leaves half done, and what else it may have
+        failed for, nobody knows."""
+        self._be_due(OUT_OF_MEMORY)
 
     def weigh(self) -> None:
         """Between two requests: look at the memory, if it is time to."""
