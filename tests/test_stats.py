@@ -491,6 +491,26 @@ def test_handlers_that_raise_are_counted_and_clients_that_go_are_not(
 
 
 @pytest.mark.processes
+def test_a_worker_whose_threads_serve_is_busy(start: Starter) -> None:
+    server = start(f"""{ASKED}
+    class Server(socketserver.ThreadingMixIn, PreforkTCPServer):
+        pass
+    serve(Asked, Server, workers=1)
+    """)
+    server.ready()
+    board = board_of(server)
+    with server.connect() as client:
+        client.sendall(b"hold")
+        assert client.recv(100) == b"held"
+        (worker,) = asked(server)["workers"]
+        assert (worker["state"], worker["requests"]) == ("busy", 2)
+        client.sendall(b"go")
+        read_all(client)
+    eventually(lambda: read(board, SECOND).workers[0].state == "idle")
+    board.close()
+
+
+@pytest.mark.processes
 def test_the_deaths_of_workers_are_told_with_cause_and_stack(start: Starter) -> None:
     server = start(f"{ASKED}\n    serve(Asked, workers=1, timeout=0.3)").ready()
     server.expect_error(

@@ -250,6 +250,36 @@ def test_an_address_in_use_is_told_before_anything_is_forked(start: Starter) -> 
     assert not server.count("forked")
 
 
+@pytest.mark.processes
+def test_each_door_has_it(start: Starter, tmp_path: Path) -> None:
+    doors = {
+        "Preforker": "Preforker(lambda m: [None for _ in m.connections()], listen=['127.0.0.1:0'],"
+        " workers=1, pid_path=None, status='unix:status.sock').run()",
+        "PreforkAsyncioServer": "PreforkAsyncioServer('127.0.0.1:0', print, workers=1,"
+        " status='unix:status.sock').serve_forever()",
+        "mix-in": "Mixed(('127.0.0.1', 0), Echo).serve_forever()",
+    }
+    for door, call in doors.items():
+        server = start(f"""
+    from prefork_server.aio import PreforkAsyncioServer
+    class Mixed(PreforkMixIn, socketserver.TCPServer):
+        settings = Settings(workers=1, status="unix:status.sock")
+    {call}
+        """)
+        server.ready()
+        assert len(figures(str(tmp_path / "status.sock"))["workers"]) == 1, door
+        assert server.quit() == 0
+    (tmp_path / "echo.py").write_text((ROOT / "examples" / "echo.py").read_text())
+    runner = tmp_path / "runner.py"
+    runner.write_text("import sys; from prefork_server.cli import main; sys.exit(main())\n")
+    words = ("serve", "echo.py:Echo", "-b", "127.0.0.1:0", "-w", "1", "--status", "127.0.0.1:0")
+    server = start.script(runner, *words)
+    where = at(server.ready())
+    assert len(figures(where)["workers"]) == 1
+    page = got(where)[1]
+    assert "<h1>echo</h1>" in page
+
+
 # Whether all is well
 
 
