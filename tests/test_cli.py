@@ -55,7 +55,7 @@ def test_each_setting_has_an_option_with_its_meaning(field: Any) -> None:
     if bool in kinds:
         word, value = None, True
     elif str in kinds:
-        word, value = "x", "x"
+        word = value = "unix:x"  # a name, a path, and an address
     elif int in kinds:
         word, value = "3", 3
     elif float in kinds:

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.mark.parametrize(
     "error",
-    ["Exception", "KeyboardInterrupt", "GeneratorExit", "RecursionError", "MemoryError", "OSError"],
+    ["Exception", "KeyboardInterrupt", "GeneratorExit", "RecursionError", "OSError"],
 )
 def test_a_handler_that_raises_costs_one_connection_and_not_the_worker(
     start: Starter, error: str

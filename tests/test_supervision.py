@@ -1,19 +1,26 @@
 """Promise 1: a hung or crashed worker costs only its own connection, and is replaced."""
 
 import os
+import random
 import re
 import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from .conftest import (
     FATES,
+    PATIENCE,
     PRELUDE,
+    Server,
     Starter,
     alive,
     children,
@@ -22,6 +29,7 @@ from .conftest import (
     title,
     unmeasured,
 )
+from .hammer import Hammer
 
 pytestmark = pytest.mark.processes
 
@@ -33,7 +41,7 @@ def test_a_worker_that_dies_is_replaced_in_its_slot(start: Starter) -> None:
     server.expect_error("SIGKILL")
     line = server.saw(rf"worker=1 pid={victim} reaped")[0].string
     assert re.search(
-        r"killed by SIGKILL, not by us: perhaps out of memory; age=.*s requests=0", line
+        r"killed by SIGKILL, not by us: perhaps out of memory; age=.*s requests=0 held=\d+MiB", line
     )
     server.saw("worker=1 .*forked", times=2)
     assert server.ask(b"who?") != str(victim).encode()
@@ -746,3 +754,163 @@ def test_a_worker_that_hangs_in_its_last_flush_does_not_outlive_its_master(start
     server.signal(signal.SIGKILL)
     server.wait()
     assert not server.anyone_left()
+
+
+OUT_OF_MEMORY = """
+    import resource
+
+    class Server({server_class}):
+        def after_fork(self, master):
+            with open("/proc/self/statm") as statm:
+                now = int(statm.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (now + (256 << 20), -1))
+"""
+
+
+def test_a_handler_that_finds_no_memory_is_500_and_its_worker_is_replaced(start: Starter) -> None:
+    server = start(
+        "    from prefork_server.http import HTTPRequestHandler, PreforkHTTPServer\n"
+        + OUT_OF_MEMORY.format(server_class="PreforkHTTPServer")
+        + """
+    class Take(HTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/much":
+                bytearray(1 << 30)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+    serve(Take, Server, workers=1)
+    """
+    ).ready()
+    server.expect_error("handler failed", "^Traceback")
+    answer = server.ask(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    server.saw("worker=1 .* ran out of memory, replaced, retiring")
+    server.saw("worker=2 .*forked")
+    assert server.ask(b"GET / HTTP/1.0\r\n\r\n").endswith(b"ok")
+
+
+@pytest.mark.parametrize("mixin", ["", "socketserver.ThreadingMixIn, "])
+def test_without_http_it_costs_its_connection_and_its_worker_is_replaced(
+    start: Starter, mixin: str
+) -> None:
+    server = start(
+        OUT_OF_MEMORY.format(server_class=f"PreforkMixIn, {mixin}socketserver.TCPServer")
+        + """
+        settings = Settings(workers=1)
+
+    class Take(socketserver.BaseRequestHandler):
+        def handle(self):
+            if self.request.recv(10) == b"much":
+                bytearray(1 << 30)
+            self.request.sendall(b"ok")
+
+    Server(("127.0.0.1", 0), Take).serve_forever()
+    """
+    ).ready()
+    server.expect_error("handler failed", "^Traceback")
+    assert server.ask(b"much") == b""
+    server.saw("worker=1 .* ran out of memory, replaced, retiring")
+    assert server.ask(b"some") == b"ok"
+
+
+def test_an_application_that_finds_no_memory_is_500_and_its_worker_is_replaced(
+    start: Starter,
+) -> None:
+    server = start(
+        "    from prefork_server.http import PreforkWSGIServer\n"
+        + OUT_OF_MEMORY.format(server_class="PreforkWSGIServer")
+        + """
+    def application(environ, start_response):
+        bytearray(1 << 30)
+
+    serve(application, Server, workers=1)
+    """
+    ).ready()
+    server.expect_error("the application failed", "^Traceback")
+    assert server.ask(b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 500 ")
+    server.saw("worker=1 .* ran out of memory, replaced, retiring")
+
+
+def test_a_worker_that_was_killed_for_its_memory_is_told_with_what_it_held(start: Starter) -> None:
+    server = start("""
+        class Hold(socketserver.BaseRequestHandler):
+            def handle(self):
+                held = os.urandom(64 << 20)
+                self.request.sendall(b"%d" % os.getpid())
+                self.request.recv(1)
+
+        serve(Hold, workers=1)
+    """).ready()
+    server.expect_error("SIGKILL")
+    with server.connect() as client:
+        os.kill(int(client.recv(100)), signal.SIGKILL)  # as the kernel would
+        line = server.saw("perhaps out of memory; age=.*held=")[0].string
+    assert 64 <= int(line.rpartition("held=")[2].removesuffix("MiB")) < 200
+
+
+def test_no_directory_for_temporary_files_and_none_to_write_to_is_nobodys_loss(
+    start: Starter, tmp_path: Path
+) -> None:
+    script = tmp_path / "app.py"
+    script.write_text(PRELUDE + textwrap.dedent(FATES) + "\nserve(Fate, workers=2, timeout=1)\n")
+    env = {**unmeasured(), "TMPDIR": "/nonexistent"}
+    server = Server(script, cwd=Path("/proc"), env=env)  # where root cannot write either
+    start.servers.append(server)
+    server.expect_error("silent for more than 1s", "reaped: killed by SIGKILL")
+    assert server.ready().ask(b"who?").isdigit()
+    assert server.ask(b"hang") == b""
+    server.saw("silent for more than 1s at .*app.py:.* in handle")
+    server.signal(signal.SIGHUP)
+    server.saw("generation 2 serves")
+    assert server.quit() == 0
+
+
+@pytest.mark.parametrize("settings", ["workers=4", "workers=2, max_workers=6"])
+@pytest.mark.timeout(120)
+def test_ten_seconds_of_kills_cost_no_more_requests_than_kills(
+    start: Starter, settings: str
+) -> None:
+    seconds = float(os.environ.get("KILLING", "10"))
+    server = start(f"{ANSWER}\n    serve(Answer, {settings})", env=unmeasured()).all_ready(2)
+    server.expect_error("killed by SIGKILL")
+    server.ask(b"warm")
+    before = open_files(server.pid), resident(server.pid)
+    kills = 0
+    with Hammer(server.address, clients=8) as hammer:
+        end = time.monotonic() + seconds
+        pause = select.poll()  # of nothing: the time itself is what is tested
+        while time.monotonic() < end:
+            pause.poll(100)
+            if workers := server.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(random.choice(workers), signal.SIGKILL)
+                    kills += 1
+        hammer.ended("served", hammer.counts["served"] + 100)
+    assert kills > seconds * 5
+    assert hammer.counts["lost"] + hammer.counts["refused"] <= kills, hammer.counts
+    wanted = 4 if settings == "workers=4" else 2
+    eventually(lambda: len(server.workers()) == wanted, 3 * PATIENCE)
+    assert len(children(server.pid)) == wanted, "zombies"
+    assert open_files(server.pid) <= before[0] + 6, "one pidfd for each worker"
+    assert resident(server.pid) - before[1] <= 1 << 20
+    assert server.quit() == 0
+
+
+ANSWER = """
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(self.request.recv(100))
+"""
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()

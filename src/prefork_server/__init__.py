@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .aio import PreforkAsyncioServer as PreforkAsyncioServer
     from .aio import run_asyncio as run_asyncio
     from .connection import Connection
+    from .counter import SharedCounter
     from .errors import BindError, BootError, ConfigError, PreforkError
     from .handle import MasterHandle
     from .here import current_master
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         PreforkUnixStreamServer,
     )
     from .settings import Settings
+    from .stats import Stats
 
 if not sys.platform.startswith("linux"):
     raise ImportError(
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "connection": ("Connection",),
+    "counter": ("SharedCounter",),
     "errors": ("BindError", "BootError", "ConfigError", "PreforkError"),
     "job": ("Hooks",),
     "plan": ("Death",),
@@ -54,6 +57,7 @@ _HOMES = {
     "settings": ("Settings",),
     "handle": ("MasterHandle",),
     "here": ("current_master",),
+    "stats": ("Stats",),
 }
 # Not in __all__: http.server and email, which these load, are heavy, and who takes everything
 # may want no HTTP.
@@ -80,6 +84,8 @@ __all__ = [
     "PreforkUnixStreamServer",
     "Preforker",
     "Settings",
+    "SharedCounter",
+    "Stats",
     "current_master",
 ]
 

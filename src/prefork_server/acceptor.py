@@ -74,11 +74,15 @@ _accept: Callable[[socket.socket], tuple[int, Any]] = getattr(
 )
 
 
-def _is_crowded(listener: socket.socket) -> bool:
-    if listener.family == socket.AF_UNIX:  # it does not say
-        return False
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
-    return int.from_bytes(info[24:], sys.byteorder) > _CROWD  # tcpi_unacked: its queue
+def queue_at(listener: socket.socket) -> int | None:
+    """How many connections wait to be accepted there. Only TCP tells."""
+    if listener.family == socket.AF_UNIX:
+        return None
+    try:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    except OSError:  # it is for datagrams, or closed
+        return None
+    return int.from_bytes(info[24:], sys.byteorder)  # tcpi_unacked
 
 
 class Guest:
@@ -358,7 +362,7 @@ class Acceptor:
         them run first.
         """
         if self._taken is not None and self._taken.fileno() != -1:
-            if any(map(_is_crowded, self._listeners.values())):
+            if any((queue_at(one) or 0) > _CROWD for one in self._listeners.values()):
                 os.sched_yield()
                 self._enlist()
             else:

@@ -3,6 +3,7 @@
 import socket
 import socketserver
 import threading
+from collections.abc import Callable
 from typing import Any
 
 _HERE = (socketserver.BaseServer.process_request, socketserver.ForkingMixIn.process_request)
@@ -19,7 +20,10 @@ class Elsewhere:
     is to be finished, so the worker waits for them before it goes.
     """
 
-    def __init__(self, server: Any) -> None:
+    def __init__(
+        self, server: Any, failed: Callable[[object], None], hold: Callable[[int], None]
+    ) -> None:
+        self._failed, self._hold = failed, hold
         self._children = server if isinstance(server, socketserver.ForkingMixIn) else None
         self._count = 0
         self._open: list[socket.socket] = []
@@ -28,6 +32,9 @@ class Elsewhere:
             self._begin, self._serve = server.process_request, server.process_request_thread
             vars(server)["process_request"] = self._begin_counted
             vars(server)["process_request_thread"] = self._serve_counted
+            whole: Any = server  # not its mix-in alone
+            self._finish = whole.finish_request
+            vars(server)["finish_request"] = self._finish_watched
         elif type(server).process_request not in _HERE:
             self._begin = server.process_request
             vars(server)["process_request"] = self._begin_kept
@@ -51,9 +58,19 @@ class Elsewhere:
         finally:
             self._add(-1)
 
+    def _finish_watched(self, request: Any, peer: Any) -> None:
+        """The mix-in keeps to itself what a handler raises."""
+        try:
+            self._finish(request, peer)
+        except Exception as error:  # user code
+            if not getattr(error, "by_client", False):
+                self._failed(error)
+            raise
+
     def _add(self, number: int) -> None:
         with self._changed:
             self._count += number
+            self._hold(self._count)
             self._changed.notify_all()
 
     def is_busy(self) -> bool:

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .acceptor import Acceptor, Guest, Relay
+from .account import Account
 from .connection import Connection
 from .job import Job, nothing
 from .logfiles import reopen
 from .reports import Reports
 from .scoreboard import (
     ASKS_STOP,
+    BUSY,
     DEADLINE,
     DRAIN,
     DRAIN_ONCE,
@@ -59,7 +61,7 @@ class Shared:
     generation: int = 1
 
 
-class MasterHandle:
+class MasterHandle(Account):
     """The master, as a worker sees it.
 
     ``slot`` is the number of this worker, from 1: nobody else has it while this lives. Who
@@ -84,6 +86,7 @@ class MasterHandle:
         self._report = -1  # the descriptor of what a worker leaves behind
         self._foreign = False
         self._busy = False
+        self._spent_ns = 0  # with all who were served, but for the present one
         self._tells = settings.max_workers is not None  # whether it is idle
         self._last_peer: Any = None
         self._graceful = settings.graceful_timeout
@@ -99,11 +102,12 @@ class MasterHandle:
         self._ready = at(slot, READY)
         self._requests = at(slot, REQUESTS)
         self._since = at(slot, SINCE)
+        self._busy_ns = at(slot, BUSY)
         self._asks_stop = at(slot, ASKS_STOP)
         self._rotation = self._words[at(slot, ROTATION)]  # which one we have followed
         self._newest_rotation = at(0, ROTATION)
         self._grows = at(0, GROWS)
-        self._wear = Wear(settings, self.logger, self._note, shared.bell.ring)
+        self._wear = Wear(settings, self.logger, self._mark, shared.bell.ring)
         self._enough = self._wear.served_enough_at
         vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
@@ -204,9 +208,9 @@ class MasterHandle:
                 each_time()
             if self._foreign:
                 os._exit(0)  # a handler forked, and its child came back into our loop
-            if self._busy:
-                self._be_idle()
             now_ns = time.monotonic_ns()
+            if self._busy:
+                self._be_idle(now_ns)
             self._own_words[self._deadline] = now_ns + self._patience_ns
             if self._rotation != self._words[self._newest_rotation]:
                 self._follow_rotation()
@@ -307,6 +311,7 @@ class MasterHandle:
         if asked and count == self._enough:
             self._wear.served_enough()
         self._busy = True
+        words[self._busy_ns] = self._spent_ns - now_ns
         if self._tells:
             self._tell_busy()
         self._title.show_busy(count)
@@ -322,9 +327,11 @@ class MasterHandle:
         words[self._requests] = count = words[self._requests] + 1
         if count == self._enough:
             self._wear.served_enough()
-        self._busy = True
-        if self._tells:
-            self._tell_busy()
+        if not self._busy:  # he may have come just now
+            self._busy = True
+            words[self._busy_ns] = self._spent_ns - now_ns
+            if self._tells:
+                self._tell_busy()
         self._title.show_busy_again(count)
         if self._last_peer is not guest.peer:
             self._last_peer = guest.peer
@@ -335,24 +342,16 @@ class MasterHandle:
         if not self._foreign:
             self._board.set_peer(self.slot, peer)
 
-    def _be_idle(self) -> None:
+    def _be_idle(self, now_ns: int = 0) -> None:
         if self._busy:
             self._busy = False
             if self._tells:
                 self._tell_idle()
-            self._own_words[self._since] = 0
+            words = self._own_words
+            words[self._since] = 0
+            self._spent_ns = spent = words[self._busy_ns] + (now_ns or time.monotonic_ns())
+            words[self._busy_ns] = spent
             self._title.show_idle()
-
-    def _tell_busy(self) -> None:
-        """In an adaptive pool. The last one who was idle has the master get more."""
-        if not self._foreign:
-            self._board.set_idle(self.slot, False)
-            if self._words[self._grows] and self._board.nobody_idle():
-                self._master_bell.ring()
-
-    def _tell_idle(self) -> None:
-        if not self._foreign:
-            self._board.set_idle(self.slot, True)
 
     def _be_ready(self) -> None:
         self._beat()
@@ -368,9 +367,6 @@ class MasterHandle:
 
     # How it works
 
-    def _note(self, field: int, value: int) -> None:
-        self._own_words[self._board.at(self.slot, field)] = value
-
     def _beat(self) -> None:
         self._own_words[self._deadline] = time.monotonic_ns() + self._patience_ns
 
@@ -382,7 +378,8 @@ class MasterHandle:
             extra = {"event": "reopen_failed", "worker": self.slot, "pid": os.getpid()}
             message = "worker=%d pid=%d keeps the old file: %s"
             self.logger.error(message, self.slot, os.getpid(), failure, extra=extra)
-        self._note(ROTATION, -self._rotation if failures else self._rotation)
+        own = self._board.at(self.slot, ROTATION)
+        self._own_words[own] = -self._rotation if failures else self._rotation
         self._master_bell.ring()
 
     def _is_over(self) -> bool:

@@ -24,6 +24,16 @@ def current_master() -> "MasterHandle":
     return _here
 
 
+def slot_here() -> int:
+    """The slot of this worker; 0 in a master, and in any other program. In a fork of a worker,
+    which has none of its own: RuntimeError."""
+    if _here is None:
+        return 0
+    if _here._foreign:
+        raise RuntimeError(f"this process is a fork of worker {_here.slot}, and no worker")
+    return _here.slot
+
+
 def in_worker() -> bool:
     """Whether this process is a worker, and somewhere else is its master."""
     return _here is not None and not _here.inline

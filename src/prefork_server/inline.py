@@ -6,21 +6,27 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from .acceptor import Relay
+from .bulletin import Bulletin
 from .handle import MasterHandle, Shared
 from .here import standing_in
 from .job import Job
 from .journal import Journal
 from .remote import Remote
 from .reports import Reports
-from .scoreboard import DRAIN, DRAIN_ONCE, Scoreboard
+from .scoreboard import DRAIN, DRAIN_ONCE, SERVING, STATE, WANTED, Scoreboard
 from .signals import Bell, handled
 from .titles import Title
+
+if TYPE_CHECKING:
+    from .stats import Stats
 
 
 def run_inline(job: Job, remote: Remote) -> None:
@@ -30,16 +36,19 @@ def run_inline(job: Job, remote: Remote) -> None:
     shared = Shared(board, reports, relay, bell, Title(job.app_name), nobodys, os.getpid())
     job = replace(job, settings=replace(job.settings, timeout=None))
     master = _Inline(job, shared, bell, remote)
+    board.occupy(master.slot, os.getpid(), time.monotonic_ns(), shared.generation)
+    board.set(0, WANTED, 1)
     try:
         for listener in job.listeners:
             listener.serve()
-        with remote.ringing(bell), standing_in(master), _hearing(master):
+        with remote.ringing(bell, board), standing_in(master), _hearing(master):
             job.hooks.after_fork(master)
             addresses = [listener.address for listener in job.listeners]
             journal = Journal(job.logger, os.getpid())
             journal.ready(addresses, ", inline")
             journal.run_hook("ready", job.hooks.ready, addresses)
             remote.is_ready(addresses)
+            board.set(0, STATE, SERVING)
             job.work(master)
     finally:
         master._hang_up()
@@ -55,6 +64,10 @@ class _Inline(MasterHandle):
     def __init__(self, job: Job, shared: Shared, bell: Bell, remote: Remote) -> None:
         super().__init__(1, job, shared, bell)
         self._remote = remote
+
+    def stats(self) -> "Stats":
+        Bulletin(self._board, self._listeners).tell(time.monotonic_ns())
+        return super().stats()
 
     def _is_over(self) -> bool:
         return self._remote.stop_asked or super()._is_over()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .plan import Death
 
 _SILENCE = 30.0  # seconds without a sign of life from a service
-_PARTING = 1.0  # seconds it has to go
+_PARTING = 5.0  # seconds it has to go, if it is only just starting on a machine that is busy
 _PATIENCE = 5.0  # seconds with a silent client of its
 
 
@@ -54,6 +54,7 @@ class Service:
     name: str = ""  # there is none
     work: "Callable[[MasterHandle], object]" = nothing
     listeners: Sequence[Listener] = ()
+    boot: "Callable[[MasterHandle], object]" = nothing  # after the fork, and before it is ready
 
 
 NO_SERVICE = Service()
@@ -74,7 +75,7 @@ class Job:
 
     def of_service(self) -> "Job":
         """What the worker does that runs the service: none of the user's code, and when it is
-        to go, it is gone within a second."""
+        to go, it is gone soon."""
         settings = replace(
             self.settings,
             timeout=self.settings.timeout or _SILENCE,
@@ -91,6 +92,6 @@ class Job:
             settings=settings,
             work=self.service.work,
             listeners=self.service.listeners,
-            hooks=Hooks(),
+            hooks=Hooks(after_fork=self.service.boot),
             name=f"service {self.service.name}",
         )

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from .plan import Death, WorkerHandle
+from .reaper import Used
 from .systemd import Notifier
 
 
@@ -93,7 +94,9 @@ class Journal:
             "" if again else _below(stack),
         )
 
-    def death(self, worker: WorkerHandle, death: Death, again: bool = False) -> None:
+    def death(
+        self, worker: WorkerHandle, death: Death, used: Used = None, again: bool = False
+    ) -> None:
         """``again``: in another try of a reload, whose failure has been told."""
         level = logging.INFO if death.expected or death.serves_on else logging.ERROR
         if death.status == 0 and not death.expected:
@@ -108,11 +111,13 @@ class Journal:
             level,
             "reaped",
             worker,
-            "reaped%s: %s; age=%.1fs requests=%d%s",
+            "reaped%s: %s; age=%.1fs requests=%d%s%s",
             "" if death.booted else " before it was ready",
             death,
             death.age,
             death.requests,
+            # Nobody says who was killed for want of memory: how much it held may tell.
+            f" held={used.ru_maxrss >> 10}MiB" if used and death.by_a_stranger else "",
             "" if death.serves_on else _below(report),
         )
         if death.serves_on and not again:

@@ -64,7 +64,7 @@ class Launch:
             self._last_words(),
             claimed(pid_path) as claim,
             self.listening() as listeners,
-            (no_service if settings.inline else self.service)() as service,
+            (no_service if settings.inline else self._beside)() as service,
         ):
             if identity:
                 self._hand_over(identity, [*listeners, *service.listeners])
@@ -84,6 +84,13 @@ class Launch:
             else:
                 with shared_with_forks(settings.gc_freeze and on_main_thread):
                     Master(job, self.remote, claim).run()
+
+    def _beside(self) -> AbstractContextManager[Service]:
+        if self.settings.status is None:
+            return self.service()
+        from .status import listening
+
+        return listening(self.settings, self.app_name)
 
     def _renew(
         self, claim: Claim, listeners: Sequence[Listener], identity: Identity | None

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .acceptor import Relay
+from .bulletin import Bulletin
 from .errors import BootError
 from .forks import drop, fork, keep_from_forks
 from .handle import Shared
@@ -27,7 +28,7 @@ from .pidfds import Pidfds
 from .pidfile import Claim
 from .plan import Death, Plan, WorkerHandle
 from .pool import Pool
-from .reaper import reaped
+from .reaper import Used, reaped
 from .reasons import company, why_given_up, why_killed, why_retired
 from .remote import Remote
 from .reports import Reports
@@ -69,15 +70,15 @@ class Master:
         self._notifier = Notifier(os.environ if self._on_main_thread else {})
         self._journal = Journal(job.logger, self._pid, self._notifier)
         self._say = self._journal.say
+        self._bulletin = Bulletin(self._board, job.listeners)
         self._rotation = Rotation(self._board, self._journal, job.identity)
-        boot_ns = in_ns(job.settings.boot_timeout)
+        boot_ns, half_ns = in_ns(job.settings.boot_timeout), in_ns(job.settings.timeout or 1.0) // 2
         self._upgrade = Upgrade(boot_ns, listeners, claim, self._journal, self._board, self._inbox)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
         self._pidfds = Pidfds(self._inbox)
         self._last_death: Death | None = None
-        timeout_ns = in_ns(job.settings.timeout or 1.0)
-        self._tick_ns = min(SECOND, timeout_ns // 2, self._notifier.period_ns)
+        self._tick_ns = min(SECOND, half_ns, self._notifier.period_ns)
         self._seen_ns = self._awake_since_ns = time.monotonic_ns()
         self._announced = self._warned = False
 
@@ -95,7 +96,7 @@ class Master:
         try:
             for listener in (*self._job.listeners, *self._job.service.listeners):
                 listener.serve()
-            with self._remote.ringing(self._inbox.bell), self._inbox.hearing(HEARD):
+            with self._remote.ringing(self._inbox.bell, self._board), self._inbox.hearing(HEARD):
                 if self._on_main_thread:
                     self._title.show("master")
                 try:
@@ -119,6 +120,7 @@ class Master:
             if self._is_done():
                 return
             self._pool.publish()
+            self._bulletin.tell(now_ns)
             self._notifier.pulse(now_ns, self._status)
             plans = [(pool, pool.plan(now_ns, self._awake_since_ns)) for pool in self._pools]
             for pool, plan in plans:
@@ -154,16 +156,16 @@ class Master:
     # Reap
 
     def _reap(self, now_ns: int) -> None:
-        for worker, status in self._dead():
+        for worker, status, used in self._dead():
             report = self._reports.take(worker.slot)
             again = self._tried_again(worker, now_ns)
             death = self._pool_of(worker).died(worker, status, report, now_ns)
             self._pidfds.let_go(worker)
-            self._journal.death(worker, death, again)
+            self._journal.death(worker, death, used, again)
             if not worker.service:
                 # It may have been woken for a connection that it did not live to take.
                 self._relay.wake_one()
-                self._last_death = death
+                self._last_death = death = self._bulletin.tell_death(death, used, now_ns)
                 self._run_hook("after_worker_exit", death)
 
     def _pool_of(self, worker: WorkerHandle) -> Pool:
@@ -173,12 +175,12 @@ class Master:
         """Whether it was another try of a reload that has failed: its failure is no news."""
         return self._pool.reload_failed and self._pool.serves_on(worker, now_ns) > 0
 
-    def _dead(self) -> Iterator[tuple[WorkerHandle, int | None]]:
-        """The workers that are gone, with their exit codes; None: somebody else reaped it."""
+    def _dead(self) -> Iterator[tuple[WorkerHandle, int | None, Used]]:
+        """The workers that are gone, as ``reaped`` has it."""
         workers = {worker.pid: worker for worker in self._everybody()}
-        for pid, status in reaped(workers, as_init=self._pid == 1 and self._on_main_thread):
+        for pid, status, used in reaped(workers, as_init=self._pid == 1 and self._on_main_thread):
             if worker := workers.pop(pid, None):
-                yield worker, status
+                yield worker, status, used
             elif status is not None:
                 self._say(logging.DEBUG, "stranger", None, "reaped a stranger, pid=%d", pid)
 
@@ -226,9 +228,10 @@ class Master:
             self._pidfds.signal(worker, WHERE)
         for worker in plan.kill:
             pool.killed(worker)
+            worker.why = why_killed(pool, worker, now_ns)
             self._journal.kill(
                 worker,
-                why_killed(pool, worker, now_ns),
+                worker.why,
                 company(pool, worker, now_ns),
                 self._reports.read(worker.slot),
                 self._tried_again(worker, now_ns),
@@ -241,8 +244,8 @@ class Master:
             self._pidfds.signal(worker, signal.SIGKILL if self._gently else signal.SIGTERM)
         for worker in plan.retire:
             if not pool.stopping:
-                why = why_retired(pool, worker)
-                self._say(logging.INFO, "retiring", worker, "%s, retiring", why)
+                worker.why = why_retired(pool, worker)
+                self._say(logging.INFO, "retiring", worker, "%s, retiring", worker.why)
             pool.told_to_retire(worker, now_ns)
             # The scoreboard says what is wanted of it; this only wakes it up.
             self._pidfds.signal(worker, signal.SIGQUIT)
@@ -373,20 +376,17 @@ class Master:
             worker.killed = True
             self._pidfds.signal(worker, signal.SIGKILL)
         while self._everybody():
-            for worker, status in self._dead():
+            for worker, status, _ in self._dead():
                 self._pool_of(worker).died(worker, status, "", time.monotonic_ns())
                 self._pidfds.let_go(worker)
             self._inbox.wait(0.01)
 
     def _release(self) -> None:
         self._title.restore()
-        self._upgrade.close()
         os.close(self._life)
         drop(self._lifeline)
-        self._inbox.close()
-        self._relay.close()
-        self._reports.close()
-        self._board.close()
+        for each in (self._upgrade, self._inbox, self._relay, self._reports, self._board):
+            each.close()
 
     def _run_hook(self, name: str, *args: Any) -> None:
         self._journal.run_hook(name, getattr(self._job.hooks, name), *args)

@@ -4,6 +4,7 @@ multi-process one."""
 import os
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,12 +20,14 @@ from .job import HOOKS, Hooks, nothing
 from .launch import Launch
 from .listeners import BACKLOG, Listener, address_text, adopt, is_deaf, key_of
 from .logfiles import fill_standard_descriptors, logger_named
+from .lost import tell_of_lost_state
 from .reception import Reception, is_tls
 from .remote import Remote
 from .settings import Settings, settle
 
 if TYPE_CHECKING:
     from .peers import Peers
+    from .stats import Stats
     from .tls import Terms
 
     _Base = socketserver.BaseServer
@@ -146,6 +149,11 @@ class PreforkMixIn(_Base):
         """
         return self._prefork_remote.wait_ready(timeout)
 
+    def stats(self) -> "Stats":
+        """What the server is doing, from any thread, or in a worker; after its end what it had
+        done. RuntimeError before the start."""
+        return self._prefork_remote.stats()
+
     def _prefork_launch(self) -> Launch:
         settings = self._prefork_settled()
         name = settings.app_name or type(self).__name__
@@ -226,7 +234,9 @@ class PreforkMixIn(_Base):
         if master.inline:
             vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
         take = Reception(self, master, acceptor, self._prefork_settled()).take
-        elsewhere = Elsewhere(self)
+        elsewhere = Elsewhere(self, master._failed, master._hold)
+        if sys.flags.dev_mode and not master.inline:
+            tell_of_lost_state(self, master)
         self._prefork_serve(master, acceptor, take)
         while elsewhere.is_busy():
             master._beat()
@@ -348,7 +358,9 @@ class PreforkMixIn(_Base):
         extra = {"event": "request_failed", "worker": master.slot, "pid": os.getpid()}
         if getattr(error, "by_client", False):
             master.logger.debug("%s is gone: %s", text, error, extra=extra)
-        elif type(self).handle_error is socketserver.BaseServer.handle_error:
+            return
+        master._failed(error)
+        if type(self).handle_error is socketserver.BaseServer.handle_error:
             master.logger.error("handler failed for %s", text, exc_info=error, extra=extra)
         else:
             try:

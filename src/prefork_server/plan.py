@@ -25,6 +25,7 @@ class WorkerHandle:
     suspected_ns: int = 0  # when it was asked where it hangs
     suspected_for: int = 0  # the deadline it had missed then: a new one is a new silence
     killed: bool = False
+    why: str = ""  # it was told to go, or killed
 
     def __str__(self) -> str:
         return f"{self._who} pid={self.pid}"
@@ -44,6 +45,9 @@ class Death:
     is what the worker had to say: a traceback, or where it hung; it may be "".
     ``generation`` counts the reloads before it, from 1. ``serves_on`` is the generation
     that goes on serving, if this worker was to be the first of a new one and failed; else 0.
+    ``why`` is for what the master told it to go or killed it, in words. ``cpu``, in seconds, and
+    ``memory``, the most that it held, in bytes, are what it used, its dead children included;
+    0 where somebody else reaped it. ``ago`` is in seconds: 0 when it is told to a hook.
     """
 
     slot: int
@@ -57,6 +61,16 @@ class Death:
     report: str = ""
     generation: int = 1
     serves_on: int = 0
+    why: str = ""
+    cpu: float = 0.0
+    memory: int = 0
+    ago: float = 0.0
+
+    @property
+    def cause(self) -> str:
+        """All that is known of it in one line: ``str()``, and why the master wanted it so."""
+        early = "" if self.booted else " before it was ready"
+        return f"{self}{early}{self.why and f': {self.why}'}"
 
     def __str__(self) -> str:
         if self.status is None:
@@ -68,8 +82,12 @@ class Death:
             name = signal.Signals(-self.status).name
         except ValueError:
             name = f"signal {-self.status}"
-        stranger = self.status == -signal.SIGKILL and not self.killed
-        return f"killed by {name}{', not by us: perhaps out of memory' if stranger else ''}"
+        stranger = ", not by us: perhaps out of memory" if self.by_a_stranger else ""
+        return f"killed by {name}{stranger}"
+
+    @property
+    def by_a_stranger(self) -> bool:
+        return self.status == -signal.SIGKILL and not self.killed
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from .scoreboard import (
     DUE,
     FAILED,
     FLOOR,
+    FORKS,
     GENERATION,
     GROWS,
     MOST,
     NEVER,
-    PID,
     READY,
     REQUESTS,
     RETIRE,
@@ -309,6 +309,7 @@ class Pool(Roster):
         worker = WorkerHandle(slot, pid, now_ns, self.generation, self.service or "")
         self._workers[pid] = worker
         self.board.occupy(slot, pid, now_ns, self.generation)
+        self.board.add(FORKS, int(not self.service))
         return worker
 
     def fork_failed(self, now_ns: int) -> float:
@@ -344,7 +345,7 @@ class Pool(Roster):
         serves_on = self.serves_on(worker, now_ns)
         self._proven = self._is_proven(now_ns)
         del self._workers[worker.pid]
-        board.set(worker.slot, PID, 0)
+        board.vacate(worker.slot, now_ns)
         booted = self.ready(worker)
         self._was_ready = self._was_ready or booted
         self._stop_was_asked = self._stop_was_asked or self._asks_stop(worker)
@@ -369,6 +370,7 @@ class Pool(Roster):
             report=report,
             generation=worker.generation,
             serves_on=0 if worker.retiring else serves_on,
+            why=worker.why,
         )
 
     def stop(self, hurry: bool, ajar: bool = False) -> None:

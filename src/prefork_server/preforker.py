@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from .errors import ConfigError
 from .handle import MasterHandle
@@ -14,6 +14,9 @@ from .logfiles import logger_named
 from .plan import Death
 from .remote import Remote
 from .settings import Settings, SettingsKeywords, file_name, settle
+
+if TYPE_CHECKING:
+    from .stats import Stats
 
 
 class Preforker:
@@ -110,6 +113,11 @@ class Preforker:
         False if the time (seconds) is over, or the server ended, before.
         """
         return self._remote.wait_ready(timeout)
+
+    def stats(self) -> "Stats":
+        """What the workers are doing, from any thread, or in a worker; after the end what they
+        had done. RuntimeError before the start."""
+        return self._remote.stats()
 
     def shutdown(self) -> None:
         """Stop gracefully, from any thread; returns when ``run()`` is about to.

@@ -2,7 +2,7 @@
 
 from .plan import Death, WorkerHandle
 from .pool import Pool
-from .scoreboard import DUE, MEMORY, REQUESTS, SECOND, SINCE, TOO_LARGE
+from .scoreboard import DUE, MEMORY, OUT_OF_MEMORY, REQUESTS, SECOND, SINCE, TOO_LARGE
 
 
 def why_retired(pool: Pool, worker: WorkerHandle) -> str:
@@ -11,6 +11,8 @@ def why_retired(pool: Pool, worker: WorkerHandle) -> str:
         return "replaced"
     if due == TOO_LARGE:
         return f"holds {max(0, pool.board.get(worker.slot, MEMORY)) >> 20} MiB, replaced"
+    if due == OUT_OF_MEMORY:
+        return "ran out of memory, replaced"
     if due:
         return f"served {max(0, pool.board.get(worker.slot, REQUESTS))} requests, replaced"
     return "no longer wanted"

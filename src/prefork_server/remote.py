@@ -3,11 +3,15 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .here import current_master, in_worker
 from .job import nothing
+from .scoreboard import Scoreboard
 from .signals import Bell
+
+if TYPE_CHECKING:
+    from .stats import Stats
 
 
 class Remote:
@@ -23,6 +27,8 @@ class Remote:
         self._handling: set[int] = set()  # the threads that end before we do
         self._lock = threading.Lock()
         self._bell: Bell | None = None
+        self._board: Scoreboard | None = None
+        self._last_stats: Stats | None = None
         self._thread: threading.Thread | None = None
 
     def shut_down(self) -> None:
@@ -82,14 +88,30 @@ class Remote:
             self._over.set()
 
     @contextmanager
-    def ringing(self, bell: Bell) -> Iterator[None]:
+    def ringing(self, bell: Bell, board: Scoreboard) -> Iterator[None]:
         with self._lock:
-            self._bell = bell
+            self._bell, self._board = bell, board
         try:
             yield
         finally:
+            last = self.stats()
             with self._lock:  # nobody may ring a descriptor that is soon somebody else's
-                self._bell = None
+                self._bell = self._board = None
+                self._last_stats = last
+
+    def stats(self) -> "Stats":
+        """What the server is doing, or what it had done when it ended. RuntimeError before it
+        has begun, and in a process that has only started it as a daemon."""
+        if in_worker():
+            return current_master().stats()
+        from .stats import current
+
+        with self._lock:
+            if self._board:
+                return current(self._board)
+            if self._last_stats:
+                return self._last_stats
+        raise RuntimeError("stats() tells of a server that runs, or has run, in this process")
 
     def is_ready(self, addresses: Sequence[str]) -> None:
         self.addresses = addresses

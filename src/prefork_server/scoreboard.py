@@ -1,6 +1,6 @@
 """Shared memory through which workers tell the master that they are alive.
 
-One row a slot, each 16 aligned words of 8 bytes, 64 bytes of text and a byte:
+One row a slot, each 24 aligned words of 8 bytes, twice 64 bytes of text, and a byte:
 
     field      writer          meaning
     deadline   master, worker  when silence becomes a fault, monotonic ns
@@ -8,7 +8,7 @@ One row a slot, each 16 aligned words of 8 bytes, 64 bytes of text and a byte:
     ready      worker          when it got ready, monotonic ns; 0 = still booting
     leaving    worker          1 = it is going, of its own accord
     asks_stop  worker          1 = it wants the whole server to stop
-    due        worker          it is to be replaced when a successor is ready: WORN, TOO_LARGE
+    due        worker          it is to be replaced when a successor is ready: WORN, TOO_LARGE ...
     memory     worker          what it holds for itself alone, bytes; 0 = not measured
     requests   worker          connections taken since it was forked; over HTTP, requests
     since      worker          when the present one was taken, monotonic ns; 0 = idle
@@ -17,7 +17,12 @@ One row a slot, each 16 aligned words of 8 bytes, 64 bytes of text and a byte:
     pid        master          of the worker; 0 = the row is free
     forked     master          when it was forked, monotonic ns
     generation master          of which reload it is, from 1
+    errors     worker          handlers that raised, since it was forked
+    busy       worker          how long it has served in all, ns; while it does, that less ``since``
+    noted      worker          the ``since`` for which its note is
+    in_hand    worker          connections served besides the accept loop: in a loop, in threads
     peer       worker          who is being served (text: may tear, checked when read)
+    note       worker          what it says of that itself (the same)
     idle       worker          1 = it waits for somebody to serve; in an adaptive pool only
 
 The idle bytes of all slots lie side by side, so that to find one takes 0.1 microseconds.
@@ -41,6 +46,14 @@ forked from now on, the ``rotation`` that it has begun, and
     successor        the pid of the one that an upgrade has started; 0 = none is under way
     upgrades_failed  how many were refused, or ended before they had everything
     rotated          the last rotation that has ended; negative: somebody keeps an old file
+    past_requests, past_errors, past_busy    what those who are dead had counted
+    forks, deaths    how many there were; of the second ``crashes`` were not meant
+    begun            when the master began, monotonic ns
+    moving           odd: what a dead worker had counted is on its way to the totals
+
+Behind the rows there are notices: what the master alone says, in JSON, each with a number that
+is odd while it is being written, so whoever reads it in that moment knows. The first few
+tell how the last workers died, the last one of the listeners and what else is counted.
 
 The memory has a name: the command finds it in ``/proc/PID/fd``, and reads it there. The
 descriptor is the one that ``mmap`` keeps. Workers have it too, as they have the memory.
@@ -51,12 +64,14 @@ Nothing here knows a process: who writes what is up to ``pool`` and ``worker``.
 import fcntl
 import mmap
 import os
+import time
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK
 from typing import Final
 
-_WORDS: Final = 16  # 128 bytes: neighbours never share a cache line
+_WORDS: Final = 24  # 192 bytes: neighbours never share a cache line
 _TEXT: Final = 64
-_ROW: Final = _WORDS * 8 + _TEXT + 1
+_ROW: Final = _WORDS * 8 + 2 * _TEXT + 1
+_NOTICE: Final = 4096  # bytes; a page, which takes no memory until it is written to
 
 DEADLINE: Final = 0
 WISH: Final = 1
@@ -71,6 +86,10 @@ MEMORY: Final = 9
 PID: Final = 10
 FORKED: Final = 11
 GENERATION: Final = 12
+ERRORS: Final = 13
+BUSY: Final = 14
+NOTED: Final = 15
+IN_HAND: Final = 16
 
 # Of row 0. To change anything above or below is to change the last digits of LAYOUT.
 THIS_LAYOUT: Final = 0x70726566_0002
@@ -84,7 +103,19 @@ UPGRADES_FAILED: Final = 6
 FLOOR: Final = 8
 MOST: Final = 9
 GROWS: Final = 11
-ROTATED: Final = 13
+PAST_REQUESTS: Final = 13
+PAST_ERRORS: Final = 14
+PAST_BUSY: Final = 15
+FORKS: Final = 16
+DEATHS: Final = 17
+CRASHES: Final = 18
+BEGUN: Final = 19
+MOVING: Final = 20
+ROTATED: Final = 21
+
+LAST_DEATHS: Final = 20  # notices of them, numbered from 0
+GENERAL: Final = LAST_DEATHS  # the notice of all else
+_NOTICES: Final = (LAST_DEATHS + 16) * _NOTICE  # bytes; the last one has what is left
 
 BOOTING: Final = 0
 SERVING: Final = 1
@@ -98,12 +129,14 @@ DRAIN_ONCE: Final = 3  # the same, but the door stays ajar: go when the queue wa
 
 WORN: Final = 1  # it has served max_requests
 TOO_LARGE: Final = 2  # it holds more than max_worker_memory
+OUT_OF_MEMORY: Final = 3  # a handler of its had a MemoryError
 
 NAME: Final = "prefork-scoreboard"
 SERVICES: Final = 2  # rows behind those of the workers
 
 SECOND: Final = 1_000_000_000  # ns: all times here are time.monotonic_ns()
 NEVER: Final = 1 << 62  # ns; half of what a word holds, so that adding to it never overflows
+_MASK: Final = NEVER - 1
 
 
 def in_ns(seconds: float) -> int:
@@ -117,13 +150,14 @@ class Scoreboard:
     def __init__(self, capacity: int) -> None:
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, (1 + capacity + SERVICES) * _ROW)
+            os.ftruncate(fd, (1 + capacity + SERVICES) * _ROW + _NOTICES)
             # A worker that made it shorter would end all of us by SIGBUS.
             fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
             self._lay_out(mmap.mmap(fd, 0))
         finally:
             os.close(fd)
-        for field, value in ((PID, os.getpid()), (GENERATION, 1), (SERVED, 1)):
+        begun_ns = time.monotonic_ns()
+        for field, value in ((PID, os.getpid()), (GENERATION, 1), (SERVED, 1), (BEGUN, begun_ns)):
             self.set(0, field, value)
         self.set(0, LAYOUT, THIS_LAYOUT)
 
@@ -132,7 +166,8 @@ class Scoreboard:
         """Another process's, to look at. Raises ValueError if it is none of this layout."""
         board = cls.__new__(cls)
         size = os.fstat(fd).st_size
-        if size < (2 + SERVICES) * _ROW or size % _ROW:
+        rows = size - _NOTICES
+        if rows < (2 + SERVICES) * _ROW or rows % _ROW:
             raise ValueError(f"a scoreboard of {size} bytes")
         board._lay_out(mmap.mmap(fd, size, prot=mmap.PROT_READ))
         if board.get(0, LAYOUT) != THIS_LAYOUT:
@@ -142,12 +177,15 @@ class Scoreboard:
         return board
 
     def _lay_out(self, memory: mmap.mmap) -> None:
-        rows = len(memory) // _ROW
+        rows = (len(memory) - _NOTICES) // _ROW
         text = rows * _WORDS * 8
-        self._idle_at = text + rows * _TEXT
+        self._notes = rows * _TEXT  # behind the peers
+        notices = text + 2 * rows * _TEXT
+        self._idle_at = notices + _NOTICES
         self._map = memory
         self.words: memoryview[int] = memoryview(memory)[:text].cast("q")
-        self._text = memoryview(memory)[text : self._idle_at]
+        self._text = memoryview(memory)[text:notices]
+        self._notices = memoryview(memory)[notices : self._idle_at]
         self._idle = memoryview(memory)[self._idle_at :]
         self.capacity: int = rows - 1 - SERVICES
 
@@ -169,6 +207,7 @@ class Scoreboard:
         self.set(slot, DEADLINE, deadline)
         self.set(slot, ROTATION, self.get(0, ROTATION))  # it is forked with the files of today
         self.set_peer(slot, None)
+        self.set_note(slot, "")
         self.set_idle(slot, False)
 
     def occupy(self, slot: int, pid: int, forked_ns: int, generation: int) -> None:
@@ -176,6 +215,26 @@ class Scoreboard:
         self.set(slot, FORKED, forked_ns)
         self.set(slot, GENERATION, generation)
         self.set(slot, PID, pid)
+
+    def vacate(self, slot: int, now_ns: int) -> None:
+        """Nobody is there any more. What it had counted stays in the totals."""
+        moving = self.get(0, MOVING) & _MASK | 1
+        self.set(0, MOVING, moving)
+        self.set(slot, PID, 0)
+        if slot <= self.capacity:  # a service serves nobody
+            self.add(PAST_REQUESTS, self.get(slot, REQUESTS))
+            self.add(PAST_ERRORS, self.get(slot, ERRORS))
+            self.add(PAST_BUSY, self.busy_ns(slot, now_ns))
+        self.set(0, MOVING, moving + 1)
+
+    def add(self, field: int, count: int) -> None:
+        """To a word of row 0. Workers could have written anything to either."""
+        self.set(0, field, max(0, min(self.get(0, field) + max(0, count), NEVER)))
+
+    def busy_ns(self, slot: int, now_ns: int) -> int:
+        """How long it has served in all. One word says it, so it never goes back."""
+        busy_ns = self.get(slot, BUSY)
+        return busy_ns if busy_ns >= 0 else max(0, busy_ns + now_ns)
 
     def occupied(self) -> list[int]:
         """The slots with a worker in them; a service is none."""
@@ -194,19 +253,60 @@ class Scoreboard:
     def set_peer(self, slot: int, peer: object) -> None:
         """Note who is being served: a ``(host, port)``; anything else has no name."""
         text = f"{peer[0]}:{peer[1]}\0" if type(peer) is tuple and len(peer) > 1 else "\0"
-        raw = text.encode("ascii", "replace")[:_TEXT]
-        at = slot * _TEXT
-        self._text[at : at + len(raw)] = raw
+        self._write(slot * _TEXT, text.encode("ascii", "replace"))
 
     def peer(self, slot: int) -> str:
         """Who is being served, safe to log whatever the worker wrote there."""
-        at = slot * _TEXT
+        return self._read(slot * _TEXT, "ascii")
+
+    def set_note(self, slot: int, text: str) -> None:
+        self._write(self._notes + slot * _TEXT, text.encode("utf-8", "replace") + b"\0")
+        self.set(slot, NOTED, self.get(slot, SINCE))
+
+    def note(self, slot: int) -> str:
+        """What a worker says of what it does now; safe to show, as above."""
+        if self.get(slot, NOTED) != self.get(slot, SINCE):
+            return ""  # it was of another request, and nobody had to wipe it
+        return self._read(self._notes + slot * _TEXT, "utf-8")
+
+    def _write(self, at: int, raw: bytes) -> None:
+        raw = raw[:_TEXT]
+        self._text[at : at + len(raw)] = raw
+
+    def _read(self, at: int, encoding: str) -> str:
         raw = bytes(self._text[at : at + _TEXT]).split(b"\0", 1)[0]
-        return raw.decode("ascii", "replace").encode("ascii", "backslashreplace").decode()
+        text = raw.decode(encoding, "ignore" if encoding == "utf-8" else "replace")
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+    def set_notice(self, number: int, text: bytes) -> None:
+        """Of the master alone. What is too long is not said at all."""
+        head, page = self._page(number)
+        if len(text) > len(page):
+            text = b""
+        head[0] = head[0] & _MASK | 1  # from here on it is being written
+        head[1] = len(text)
+        page[: len(text)] = text
+        head[0] = head[0] + 1 & _MASK
+
+    def notice(self, number: int) -> bytes:
+        """Empty if there is none, or if it changed while it was read, again and again."""
+        head, page = self._page(number)
+        for _ in range(3):
+            before = head[0]
+            text = bytes(page[: max(0, head[1])])
+            if head[0] == before and not before & 1:
+                return text
+        return b""
+
+    def _page(self, number: int) -> "tuple[memoryview[int], memoryview]":
+        start = number * _NOTICE
+        page = self._notices[start : start + _NOTICE if number < GENERAL else None]
+        return page[:16].cast("q"), page[16:]
 
     def close(self) -> None:
         """Unmap, in this process only."""
         self.words.release()
         self._text.release()
+        self._notices.release()
         self._idle.release()
         self._map.close()

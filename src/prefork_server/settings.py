@@ -52,6 +52,8 @@ class SettingsKeywords(TypedDict, total=False):
     umask: int | None
     term: Literal["now", "graceful"]
     gc_freeze: bool
+    status: str | None
+    status_public: bool
     inline: bool
 
 
@@ -109,6 +111,12 @@ class Settings:
         before the first fork, collect what is garbage and keep the collector of the workers
         from all else that is there: it would write to it, and so make a copy of it in each.
         Off the main thread, where the garbage is that of a larger program, it is not done.
+    ``status``
+        where a process beside the workers shows what they do, over HTTP, to people and to
+        machines: ``"127.0.0.1:9100"``, or ``"unix:/path"`` (mode 0600). ``None``: nowhere.
+    ``status_public``
+        ``status`` may be an address that other machines reach, and may be asked for by any
+        name. It has no passwords.
     ``inline``
         for a debugger or a profiler: one worker, in this process, with no fork and no
         ``timeout``.
@@ -141,6 +149,8 @@ class Settings:
     umask: int | None = None
     term: Literal["now", "graceful"] = "now"
     gc_freeze: bool = True
+    status: str | None = None
+    status_public: bool = False
     inline: bool = False
 
     def __init__(self, **said: Unpack[SettingsKeywords]) -> None:
@@ -181,12 +191,34 @@ class Settings:
             raise ConfigError(f"app_name must be printable ASCII text, not {app!r}")
         if self.term not in ("now", "graceful"):
             raise ConfigError(f"term must be 'now' or 'graceful', not {self.term!r}")
-        for name in ("gc_freeze", "inline"):
+        for name in ("gc_freeze", "inline", "status_public"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        self._check_status()
         for setting in _PATHS:
             self._check_path(setting)
         self._check_identity()
+
+    def _check_status(self) -> None:
+        status = self.status
+        if status is None:
+            return
+        if self.inline:
+            raise ConfigError("status needs a process beside the worker, and inline=True has none")
+        text = status if isinstance(status, str) else ""
+        if text.startswith("unix:"):
+            return
+        host, _, port = text.rpartition(":")
+        if not (host and port.isascii() and port.isdigit()):
+            raise ConfigError(
+                f"status must be host:port, as in 127.0.0.1:9100, or unix:/path, not {status!r}"
+            )
+        ours = host.startswith("127.") and host.replace(".", "").isdigit()
+        if not (ours or host in ("localhost", "[::1]") or self.status_public):
+            raise ConfigError(
+                f"status={status!r} could be read by other machines: say status_public=True if "
+                "that is meant, or 127.0.0.1"
+            )
 
     def _check_spare(self) -> None:
         most, workers = self.max_workers, self.workers

@@ -1,4 +1,5 @@
-"""When a worker is worn out, and due to be replaced: it has served enough, or holds too much.
+"""When a worker is worn out, and due to be replaced: it has served enough, or holds too much,
+or found no memory.
 
 It only says so, on the scoreboard, and goes on: when it is to go is the master's to say.
 """
@@ -8,57 +9,63 @@ import os
 import time
 from collections.abc import Callable
 
-from .scoreboard import DUE, MEMORY, NEVER, SECOND, TOO_LARGE, WORN
+from .scoreboard import DUE, MEMORY, NEVER, OUT_OF_MEMORY, SECOND, TOO_LARGE, WORN
 from .settings import Settings
 
 _WEIGH_NS = 5 * SECOND  # from one look at the memory to the next
 
 
 class Wear:
-    """``note(field, value)`` writes to the scoreboard, ``ring()`` has the master read it."""
+    """``mark(field, value)`` writes to the scoreboard, ``ring()`` has the master read it."""
 
     def __init__(
         self,
         settings: Settings,
         logger: logging.Logger,
-        note: Callable[[int, int], None],
+        mark: Callable[[int, int], None],
         ring: Callable[[], None],
     ) -> None:
         self._logger = logger
-        self._note = note
+        self._mark = mark
         self._ring = ring
         self.served_enough_at: int = _about(settings.max_requests) or NEVER
         """How many requests are enough: then call ``served_enough()``."""
         self._limit = settings.max_worker_memory
-        self.weighs: bool = self._limit is not None
+        self.weighs: bool = self._limit is not None or settings.status is not None
         # Not at once: one that is too large from its first day on is replaced by its like.
-        self._weigh_ns = time.monotonic_ns() + _WEIGH_NS
+        self._weigh_ns = time.monotonic_ns() + _WEIGH_NS if self._limit else 0
 
     def served_enough(self) -> None:
         self._be_due(WORN)
 
+    def ran_out(self) -> None:
+        """A handler had a MemoryError. What it leaves half done, and what else it may have
+        failed for, nobody knows."""
+        self._be_due(OUT_OF_MEMORY)
+
     def weigh(self) -> None:
         """Between two requests: look at the memory, if it is time to."""
         now_ns = time.monotonic_ns()
-        if now_ns < self._weigh_ns or self._limit is None:
+        if now_ns < self._weigh_ns:
             return
         self._weigh_ns = now_ns + _WEIGH_NS
         try:
             held = private_bytes()
         except OSError as error:
-            self.weighs, self._limit = False, None
-            self._logger.warning(
+            limited, self.weighs, self._limit = self._limit is not None, False, None
+            self._logger.log(
+                logging.WARNING if limited else logging.DEBUG,
                 "a worker cannot tell its memory, which has no limit now: %s",
                 error.strerror,
                 extra={"event": "not_weighed", "pid": os.getpid()},
             )
             return
-        self._note(MEMORY, held)
-        if held > self._limit:
+        self._mark(MEMORY, held)
+        if self._limit is not None and held > self._limit:
             self._be_due(TOO_LARGE)
 
     def _be_due(self, why: int) -> None:
-        self._note(DUE, why)
+        self._mark(DUE, why)
         self._ring()
 
 

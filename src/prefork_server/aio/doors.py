@@ -176,6 +176,8 @@ class Doors:
         if count == master._enough:
             master._wear.served_enough()
         master._title.show_busy(count)
+        if len(self._held) == 1:
+            words[master._busy_ns] = master._spent_ns - time.monotonic_ns()
         self._tell_share()
         return True
 
@@ -193,6 +195,7 @@ class Doors:
         self._master.retire()
 
     def _tell_share(self) -> None:
+        self._master._hold(len(self._held))
         if not self._closed:
             self._shares.words[self._master.slot] = len(self._held) + 1
 
@@ -276,7 +279,11 @@ class Doors:
         if self._held.pop(connection, None):
             self._tell_share()
             if not self._held:
-                self._master._title.show_idle()
+                master = self._master
+                master._title.show_idle()
+                words = master._own_words
+                spent = words[master._busy_ns] + time.monotonic_ns()
+                words[master._busy_ns] = master._spent_ns = spent
             if len(self._held) == self._most - 1:
                 self._enlist()
                 if self._master._tells and not self._closed:

@@ -166,6 +166,7 @@ class Life:
 
     def report(self, message: str, peer: Any, error: BaseException) -> None:
         """What user code raised, once, with the peer."""
+        self._master._failed(error)
         text = address_text(peer) if peer else "a client"
         extra = self._extra("request_failed")
         self._master.logger.error("%s for %s", message, text, exc_info=error, extra=extra)
@@ -182,6 +183,8 @@ class Life:
         message = context["message"] + (f" for {address_text(peer)}" if peer else "")
         extra = self._extra("request_failed")
         error = context.get("exception")
+        if error:
+            self._master._failed(error)
         self._master.logger.error("%s", message, exc_info=error, extra=extra)
 
     def _extra(self, event: str) -> dict[str, object]:

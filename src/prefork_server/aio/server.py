@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..errors import BootError, ConfigError
 from ..job import Hooks, nothing
@@ -24,6 +24,9 @@ from .handle import AsyncMasterHandle
 from .life import Life
 from .loops import LoopKind, LoopName, choose
 from .turns import Shares
+
+if TYPE_CHECKING:
+    from ..stats import Stats
 
 Visit = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
 
@@ -160,6 +163,11 @@ class PreforkAsyncioServer:
         False if the time (seconds) is over, or the server ended, before.
         """
         return self._prefork_remote.wait_ready(timeout)
+
+    def stats(self) -> "Stats":
+        """What the server is doing, from any thread, or in a worker; after its end what it had
+        done. RuntimeError before the start."""
+        return self._prefork_remote.stats()
 
     def server_close(self) -> None:
         """Close the listening sockets, and remove their paths if we made them."""

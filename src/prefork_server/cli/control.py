@@ -68,7 +68,7 @@ def _reload(server: Holder, options: Options) -> _Begun:
             before, server.word(SERVED)
         ):
             raise NotDone(f"the reload failed: the log of pid {server.pid} says why")
-        alone = all(row.generation > before for row in server.rows())
+        alone = all(worker.generation > before for worker in server.stats().workers)
         return server.word(SERVED) > before and alone
 
     return f"reloading pid {server.pid}", done
@@ -132,8 +132,9 @@ def _scale(server: Holder, options: Options) -> _Begun:
                 server.signal(signal.SIGTTIN if floor < number else signal.SIGTTOU)
             return False
         wanted = server.word(WANTED)  # more than that, in an adaptive pool that is busy
-        staying = [row for row in server.rows() if not row.retiring]
-        return len(staying) == wanted >= number and all(row.ready for row in staying)
+        states = [worker.state for worker in server.stats().workers]
+        staying = [state for state in states if state != "retiring"]
+        return len(staying) == wanted >= number and "booting" not in staying
 
     return f"scaling pid {server.pid} to {number}", done
 

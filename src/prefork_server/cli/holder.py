@@ -15,44 +15,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ..errors import PreforkError
-from ..scoreboard import (
-    FORKED,
-    GENERATION,
-    LEAVING,
-    NAME,
-    PID,
-    READY,
-    REQUESTS,
-    SINCE,
-    WISH,
-    Scoreboard,
-)
+from ..scoreboard import NAME, PID, Scoreboard
+from ..stats import Stats, read
 from .options import Misuse
 
 
 class NotDone(PreforkError):
     """What was asked for has not happened: exit code 1."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One worker, as the scoreboard has it. Times are monotonic ns."""
-
-    slot: int
-    pid: int
-    generation: int
-    forked_ns: int
-    ready: bool
-    retiring: bool
-    requests: int
-    since_ns: int  # 0: it is idle
-    peer: str
-
-    @property
-    def state(self) -> str:
-        if self.retiring:
-            return "retiring"
-        return ("busy" if self.since_ns else "idle") if self.ready else "booting"
 
 
 @dataclass(frozen=True)
@@ -68,24 +37,8 @@ class Holder:
         """One of what the master says of the whole."""
         return max(0, self.board.get(0, field))
 
-    def rows(self) -> list[Row]:
-        return [self._row(slot) for slot in self.board.occupied()]
-
-    def _row(self, slot: int) -> Row:
-        def word(field: int) -> int:
-            return max(0, self.board.get(slot, field))
-
-        return Row(
-            slot=slot,
-            pid=word(PID),
-            generation=word(GENERATION),
-            forked_ns=word(FORKED),
-            ready=word(READY) != 0,
-            retiring=word(WISH) != 0 or word(LEAVING) != 0,
-            requests=word(REQUESTS),
-            since_ns=word(SINCE),
-            peer=self.board.peer(slot),
-        )
+    def stats(self) -> Stats:
+        return read(self.board, time.monotonic_ns())
 
     def is_gone(self) -> bool:
         watch = select.poll()

@@ -7,92 +7,74 @@ many of them would run on into the next worker's.
 """
 
 import fcntl
+import json
 import os
 import re
 import select
 import signal
+import socket
 import sys
 import time
 from contextlib import ExitStack
+from http.client import HTTPConnection, HTTPException
+from typing import Any
 
+from ..listeners import Address, parse
 from ..reports import STACKS, cleaned
-from ..scoreboard import BOOTING, GENERATION, LEFT, SECOND, STATE, STOPPING, SUCCESSOR, WANTED
 from ..signals import SHOW
-from .holder import Holder, NotDone, Row, hears, held, links, others, signals_of, wait
+from ..stats import WorkerStats
+from ..status.table import table
+from .holder import Holder, NotDone, hears, held, links, others, signals_of, wait
 from .options import Misuse, Options
 
 _PATIENCE = 2.0  # seconds for one worker to answer; one that is stopped never does
 _TURN = 30.0  # seconds for others who look, too
-_LONGEST = 1 << 20  # bytes of one worker's stacks
-_STATES = {BOOTING: "starting", STOPPING: "stopping", LEFT: "leaving to a successor"}
-_HEADS = ("slot", "pid", "state", "generation", "age", "requests", "busy for", "peer")
+_PAPER = 1 << 20  # bytes of one worker's stacks
+_LONGEST = 16 << 20  # bytes of figures; a worker takes a few hundred
 
 
 def look(options: Options) -> int:
     """Exit code 0 when all there is was shown, 1 if a worker did not answer. Raises Misuse if
     no server runs there."""
-    path = options.values["pid_file"]
     if options.verb == "stacks":
-        with held(path) as server:
+        with held(options.values["pid_file"]) as server:
             return _stacks(server)
-    terminal = options.values["watch"] and sys.stdout.isatty()
+    watch = options.values["watch"]
+    terminal = watch and sys.stdout.isatty()
     while True:
-        with held(path) as server:  # anew each time: an upgrade changes it
-            text = "\n".join(table(server, time.monotonic_ns()))
+        text = "\n".join(_table(options.values["pid_file"], not watch))
         sys.stdout.write(f"\033[H\033[J{text}\n" if terminal else f"{text}\n")
         sys.stdout.flush()
-        if not options.values["watch"]:
+        if not watch:
             return 0
         select.poll().poll(1000)  # of nothing
 
 
-def table(server: Holder, now_ns: int) -> list[str]:
-    """One line for the whole, and one for each worker."""
-    rows = server.rows()
-    count = dict.fromkeys(("busy", "idle", "booting", "retiring"), 0)
-    for row in rows:
-        count[row.state] += 1
-    state = _STATES.get(server.word(STATE), "serving")
-    successor = server.word(SUCCESSOR)
-    lines = [
-        f"pid {server.pid}: {state}, generation {server.word(GENERATION)}, "
-        f"{len(rows)} workers of {server.word(WANTED)} wanted"
-        + "".join(f", {n} {state}" for state, n in count.items() if n)
-        + f", {sum(row.requests for row in rows)} requests"
-        + (f", upgrading to pid {successor}" if successor else "")
-    ]
-    cells = [_HEADS, *(_cells(row, now_ns) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        padded = [
-            cell.rjust(width) if head not in ("state", "peer") else cell.ljust(width)
-            for head, cell, width in zip(_HEADS, line, widths, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return lines
+def _table(where: str, stacks: bool) -> list[str]:
+    if not (where.startswith("unix:") or re.fullmatch(r".+:\d+", where)):
+        with held(where) as server:  # anew each time: an upgrade changes it
+            return table(server.stats().as_dict(), stacks)
+    address = parse(where)
+    try:
+        return table(_asked(address), stacks)
+    except OSError as error:
+        raise Misuse(f"{where}: {error.strerror or error}") from error
+    except (HTTPException, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Misuse(f"{where} shows no status of this version") from error
 
 
-def _cells(row: Row, now_ns: int) -> tuple[str, ...]:
-    busy = bool(row.since_ns)
-    return (
-        str(row.slot),
-        str(row.pid),
-        row.state,
-        str(row.generation),
-        _seconds(now_ns - row.forked_ns),
-        str(row.requests),
-        _seconds(now_ns - row.since_ns) if busy else "-",
-        (row.peer or "-") if busy else "-",
-    )
-
-
-def _seconds(passed_ns: int) -> str:
-    seconds = max(0, passed_ns) / SECOND
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+def _asked(address: Address) -> Any:
+    """What the status page of a server says there. Raises what can go wrong."""
+    with socket.socket(address.family) as sock:
+        sock.settimeout(_PATIENCE)
+        sock.connect(address.name)
+        connection = HTTPConnection("localhost")
+        connection.sock = sock
+        connection.request("GET", "/stats.json", headers={"Connection": "close"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise ValueError(answer.status)
+        return json.loads(answer.read(_LONGEST))
 
 
 def _stacks(server: Holder) -> int:
@@ -107,7 +89,7 @@ def _stacks(server: Holder) -> int:
         if not wait("waiting for others who look", _TURN, lambda: _locked(paper)):
             raise NotDone(f"somebody else has looked at its stacks for more than {_TURN:g}s")
         closing.callback(os.ftruncate, paper, 0)
-        for row in server.rows():
+        for row in server.stats().workers:
             os.ftruncate(paper, 0)
             try:
                 stack = _shown(row, server.pid, paper)
@@ -128,7 +110,7 @@ def _locked(paper: int) -> bool:
     return True
 
 
-def _shown(row: Row, master: int, paper: int) -> str:
+def _shown(row: WorkerStats, master: int, paper: int) -> str:
     """Ask one worker, and wait until it has said everything."""
     try:
         pidfd = os.pidfd_open(row.pid)
@@ -147,7 +129,7 @@ def _shown(row: Row, master: int, paper: int) -> str:
             if time.monotonic() > end:
                 raise NotDone(f"it has not answered within {_PATIENCE:g}s")
             select.poll().poll(2)  # of nothing
-        return _workers_own(cleaned(os.pread(paper, _LONGEST, 0)))
+        return _workers_own(cleaned(os.pread(paper, _PAPER, 0)))
     except ProcessLookupError:
         raise NotDone("it is gone") from None
     except PermissionError:

@@ -147,7 +147,8 @@ def parsers() -> tuple[_Parser, dict[str, _Parser]]:
     made = {"serve": serve, "run": run, "stop": stop}
     for name, about in _ASKED.items():
         number = " N" if name == "scale" else ""
-        made[name] = verb(name, about, f"{PROG} {name}{number} PIDFILE")
+        where = "PIDFILE|ADDRESS" if name == "status" else "PIDFILE"
+        made[name] = verb(name, about, f"{PROG} {name}{number} {where}")
     made["scale"].add_argument("number", metavar="N", type=_workers)
     made["status"].add_argument(
         "--watch", action="store_true", help="look again each second, until Ctrl-C"
