@@ -50,7 +50,7 @@ from prefork_server.settings import settle
         ({"term": None}, "term must be 'now' or 'graceful', not None"),
         ({"workrs": 4}, "there is no setting workrs: did you mean workers?"),
         ({"time_out": 4}, "there is no setting time_out: did you mean timeout?"),
-        ({"xyzzy": 4}, "there is no setting xyzzy: there are workers, timeout, boot_timeout"),
+        ({"xyzzy": 4}, "there is no setting xyzzy: there are workers, threads, timeout"),
     ],
 )
 @pytest.mark.parametrize(

@@ -102,12 +102,12 @@ class MasterHandle:
         self._newest_rotation = at(0, ROTATION)
         self._wear = Wear(settings, self.logger, self._note, shared.bell.ring)
         self._enough = self._wear.served_enough_at
-        vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
+        self._vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
         if job.listeners:
             listeners = [listener.socket for listener in job.listeners]
             self._acceptor = Acceptor(
-                listeners, shared.relay, vigil, settings.client_timeout, self.logger
+                listeners, shared.relay, self._vigil, settings.client_timeout, self.logger
             )
 
     def __repr__(self) -> str:
@@ -122,12 +122,7 @@ class MasterHandle:
         ``within`` says that the next time may be so many seconds away, just this once.
         Once it has returned False it never returns True again.
         """
-        if within is None:
-            allowed_ns = self._patience_ns
-        elif within > 0:
-            allowed_ns = min(in_ns(min(within, 1e9)), NEVER)
-        else:
-            raise ValueError(f"within is a number of seconds above 0, not {within!r}")
+        allowed_ns = self._patience_ns if within is None else announced_ns(within)
         words = self._own_words
         words[self._deadline] = time.monotonic_ns() + allowed_ns
         if words[self._rotation] != self._words[self._newest_rotation]:
@@ -142,14 +137,14 @@ class MasterHandle:
         Returns at once, False, when it does not. The sleep counts as life, however long.
         """
         poll = select.poll()
-        poll.register(self._bell.fileno(), select.POLLIN)
+        poll.register(self._vigil.bell, select.POLLIN)
         end = time.monotonic() + seconds
         while self.wants_me_alive():
             left = end - time.monotonic()
             if left <= 0:
                 return True
             if poll.poll(min(left, self._pause) * 1000):
-                self._bell.hush()
+                self._vigil.hush()
         return False
 
     def connections(self) -> Iterator[tuple[Connection, Any]]:
@@ -370,3 +365,10 @@ class MasterHandle:
         """In a fork of the worker: it may read the scoreboard, but what it writes, nobody sees."""
         self._foreign = True
         self._own_words = memoryview(bytearray(self._words)).cast("q")
+
+
+def announced_ns(within: float) -> int:
+    """How long a silence may be that was announced. Raises ValueError."""
+    if not within > 0:
+        raise ValueError(f"within is a number of seconds above 0, not {within!r}")
+    return min(in_ns(min(within, 1e9)), NEVER)

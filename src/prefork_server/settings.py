@@ -20,6 +20,9 @@ MAX_WORKERS = 2048
 It has room for twice as many: a worker that retires keeps its slot until it is
 gone, and its successor needs one too."""
 
+MAX_THREADS = 99
+"""faulthandler writes the stacks of a hundred threads, and the main thread is one of them."""
+
 FilePath: TypeAlias = str | os.PathLike[str]
 
 _PATHS = ("pid_path", "log_path", "stdout_path", "stderr_path")
@@ -33,6 +36,7 @@ class SettingsKeywords(TypedDict, total=False):
     """The settings as keyword arguments, for ``**keywords: Unpack[SettingsKeywords]``."""
 
     workers: int
+    threads: int
     timeout: float | None
     boot_timeout: float
     graceful_timeout: float
@@ -58,6 +62,9 @@ class Settings:
 
     ``workers``
         how many to keep, 1 to 2048. Signals may take a running pool down to 0.
+    ``threads``
+        how many connections a worker serves at once, 1 to 99: each in a thread of its own
+        of so many that are there from the start. For servers, whose handlers we call.
     ``timeout``
         the longest a worker may go without a sign of life (``wants_me_alive()``,
         ``wait()``, or reading from and writing to a connection); past it the
@@ -96,8 +103,8 @@ class Settings:
         what TERM means: ``"now"``, or ``"graceful"``, as whoever runs containers and
         services means it. A second one hurries.
     ``inline``
-        for a debugger or a profiler: one worker, in this process, with no fork and no
-        ``timeout``.
+        for a debugger or a profiler: one worker, in this process and thread, with no fork
+        and no ``timeout``.
 
     Relative paths are meant from the directory at the start. What is said here wins over
     the defaults of a door, and a copy (``dataclasses.replace``) says the same and its changes.
@@ -108,6 +115,7 @@ class Settings:
 
     _said: InitVar[Mapping[str, Any]] = MappingProxyType({})  # the first: see __init__
     workers: int = 10
+    threads: int = 1
     timeout: float | None = 30.0
     boot_timeout: float = 60.0
     graceful_timeout: float = 30.0
@@ -146,11 +154,10 @@ class Settings:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in said)})"
 
     def _check(self) -> None:
-        workers = self.workers
-        if type(workers) is not int or not 1 <= workers <= MAX_WORKERS:
-            raise ConfigError(
-                f"workers must be a whole number, 1 to {MAX_WORKERS}, not {workers!r}"
-            )
+        for name, most in (("workers", MAX_WORKERS), ("threads", MAX_THREADS)):
+            number = getattr(self, name)
+            if type(number) is not int or not 1 <= number <= most:
+                raise ConfigError(f"{name} must be a whole number, 1 to {most}, not {number!r}")
         for name in ("timeout", "client_timeout"):
             if getattr(self, name) is not None:
                 self._check_seconds(name, "; None means never")

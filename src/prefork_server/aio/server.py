@@ -19,6 +19,7 @@ from ..plan import Death
 from ..preforker import Preforker
 from ..remote import Remote
 from ..settings import Settings, SettingsKeywords, settle
+from ..threads import check_threads
 from .doors import Doors
 from .handle import AsyncMasterHandle
 from .life import Life
@@ -76,6 +77,9 @@ class PreforkAsyncioServer:
         self.settings = settle(self.settings if settings is None else settings, keywords)
         if logger is not None and self.settings.log_path is not None:
             raise ConfigError("log_path is the file of our own logger: give it, or logger")
+        check_threads(
+            "coroutines share their loop: worker_connections says how many", self.settings
+        )
         if (client_connected_cb is None) == (protocol_factory is None):
             raise ConfigError("give client_connected_cb or protocol_factory, one of them")
         if "client_timeout" in keywords:
