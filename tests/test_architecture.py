@@ -136,8 +136,8 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.options": {"__version__", "errors", "settings"},
     "cli.target": {"errors", "options"},
     "cli.recipe": {
-        *("errors", "listeners", "mixin", "remote", "servers", "settings", "http"),
-        *("options", "target"),
+        *("errors", "listeners", "mixin", "remote", "servers", "settings", "threads", "http"),
+        *("aio", "aio.loops", "options", "target"),
     },
     "cli.serve": {
         *(
@@ -152,6 +152,8 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
             "launch",
             "listeners",
             "logfiles",
+            "plan",
+            "aio.turns",
         ),
         *("remote", "settings", "signals", "systemd", "options", "recipe", "target"),
     },
@@ -224,7 +226,7 @@ WIDE = {
     "http.visit": {"resume"},
     "http.entrance": {"resume"},
     "cli.target": {"load"},
-    "cli.recipe": {"make"},
+    "cli.recipe": {"make", "make_loop"},
     "cli.serve": {"_answer", "boot"},
     "cli.program": {"run"},
     "aio.life": {"begin"},

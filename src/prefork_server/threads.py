@@ -30,6 +30,9 @@ from .vigil import Vigil
 _OVERSLEPT_NS = SECOND // 4  # beyond this the main thread was asleep against its will
 
 
+WORKS = "a work function does by itself what it does"
+
+
 def check_threads(server: Any, settings: Settings) -> None:
     """Raises ConfigError where we cannot serve in threads: ``server`` is a class that has a way
     of its own, or in words something whose handlers are not ours to call."""
