@@ -1,5 +1,6 @@
 """The words of the command, and what they mean: no process, no socket that listens."""
 
+import asyncio
 import http.server
 import inspect
 import os
@@ -18,7 +19,13 @@ from typing import Any
 import pytest
 
 import prefork_server
-from prefork_server import ConfigError, PreforkMixIn, PreforkTCPServer, Settings
+from prefork_server import (
+    ConfigError,
+    PreforkAsyncioServer,
+    PreforkMixIn,
+    PreforkTCPServer,
+    Settings,
+)
 from prefork_server.cli.options import Misuse, Options, parse, parsers
 from prefork_server.cli.recipe import Recipe, recipe
 from prefork_server.cli.serve import binds
@@ -558,8 +565,7 @@ def test_two_arguments_are_a_wsgi_application(value: Any) -> None:
     [
         (asgi, "is an ASGI application .* an ASGI server's own Server"),
         (AsgiObject(), "is an ASGI application .* work function"),
-        (connected, "is a coroutine function: give a work function"),
-        (coroutine, "is a coroutine function: give a work function"),
+        (coroutine, r"is a coroutine function: .* takes \(reader, writer\), .* run_asyncio\(\)"),
         (anything, r"app:thing\(\*args: Any\).* may be a work function or a WSGI application"),
         (either, "say which by --as"),
         (nothing, r"nothing that can be served.*; a factory is called by module:factory\(\)"),
@@ -576,14 +582,74 @@ def test_what_cannot_be_served_is_told_with_what_would(value: Any, sentence: str
         made(value)
 
 
-def test_an_asyncio_protocol_is_told_with_what_would() -> None:
-    import asyncio
+class Talks:
+    async def __call__(self, reader: Any, writer: Any, greeting: str = "") -> None: ...
 
-    with pytest.raises(Misuse, match="is an asyncio protocol: give a work function"):
-        made(type("Mine", (asyncio.Protocol,), {}))
+
+class Loops(PreforkAsyncioServer):
+    settings = Settings(workers=3)
+
+    def __init__(self, addresses: Any, **keywords: Any) -> None:
+        super().__init__(addresses, connected, **keywords)
+
+
+class Stream(asyncio.Protocol): ...
+
+
+class Packets(asyncio.DatagramProtocol): ...
+
+
+@pytest.mark.parametrize(
+    ("value", "udp", "words"),
+    [
+        (connected, False, "an asyncio callback, by PreforkAsyncioServer, in loops of asyncio"),
+        (Talks(), False, "an asyncio callback, by PreforkAsyncioServer, in loops of asyncio"),
+        (Stream, False, "an asyncio protocol, by PreforkAsyncioServer, in loops of asyncio"),
+        (Packets, True, "an asyncio protocol, by PreforkAsyncioServer, in loops of asyncio"),
+        (Loops, False, "a server class"),
+    ],
+)
+def test_what_is_for_a_loop_is_known_by_its_looks(value: Any, udp: bool, words: str) -> None:
+    found = made(value, udp=udp, loop="asyncio", worker_connections=10)
+    assert str(found) == f"app:thing, {words}"
+    assert found.datagram == udp
+    assert found.loops
+    found.try_out()  # which binds nothing
+    found.check(Settings())
+    for wrong, why in (
+        ({"threads": 2}, "coroutines share"),
+        ({"client_timeout": 1}, "handlers that"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            found.check(Settings(**wrong))
+
+
+def test_what_no_loop_can_serve_is_told_with_the_rule() -> None:
+    for streams in (connected, Stream, Loops):
+        with pytest.raises(Misuse, match="wants streams, and an address is for udp:"):
+            made(streams, udp=True)
+    with pytest.raises(Misuse, match="--loop is nothing for PreforkTCPServer"):
+        made(Plain, loop="asyncio")
+    with pytest.raises(ConfigError, match="worker_connections must be a whole number, 1 or more"):
+        made(connected, worker_connections=0).try_out()
+    with pytest.raises(Misuse, match=r"no subclass of asyncio\.BaseProtocol: --as protocol"):
+        made(connected, "protocol")
+    with Loops("127.0.0.1:0") as server, pytest.raises(Misuse, match="an address of its own"):
+        made(server)
+
+
+def test_threads_are_for_what_we_call() -> None:
+    many = Settings(threads=2)
+    for value in (Plain, HTTP, Datagrams, application, Ours):
+        made(value).check(many)
+    with pytest.raises(ConfigError, match="Theirs has a process_request"):
+        made(Theirs).check(many)
+    with pytest.raises(ConfigError, match="a work function does by itself"):
+        made(work).check(many)
 
 
 def test_a_thing_may_be_said_to_be_something() -> None:
+    assert made(either, "asyncio").kind == "asyncio"
     assert made(either, "work").kind == "work"
     assert Thing(either, "x").recognise("wsgi") == "wsgi"
     with pytest.raises(Misuse, match=r"no subclass of socketserver.BaseServer: --as server"):

@@ -149,7 +149,7 @@ def test_the_page_on_the_command_has_every_option() -> None:
 def test_the_commands_of_the_page_are_understood() -> None:
     commands = re.findall(r"^    prefork-server (.*)$", page("command.md"), re.MULTILINE)
     assert [parse(shlex.split(command), {}).verb for command in commands] == [
-        *("serve", "serve", "serve", "serve", "run", "run", *CONTROLS)
+        *("serve", "serve", "serve", "serve", "serve", "run", "run", *CONTROLS)
     ]
 
 

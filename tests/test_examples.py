@@ -53,6 +53,20 @@ def test_hello_http_answers_from_several_processes(start: Starter) -> None:
         assert re.fullmatch(rb"Hello from process \d+\n", reply.read())
 
 
+def test_threads_http_answers_while_as_many_as_it_has_threads_but_one_wait(
+    start: Starter,
+) -> None:
+    server = start.script(EXAMPLES / "threads_http.py", "127.0.0.1:0").all_ready(2)
+    with ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(15)]
+        for client in slow:
+            client.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+        answer = server.ask(b"GET / HTTP/1.0\r\n\r\n")
+        assert re.search(rb"worker [12] thread [1-8], generation 1\n", answer)
+        answers = {read_all(client).rpartition(b"\r\n")[2] for client in slow}
+        assert len(answers | {answer.rpartition(b"\r\n")[2]}) >= 15  # so many threads
+
+
 def test_https_shows_the_certificate_that_it_was_given(start: Starter, tmp_path: Path) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("localhost")

@@ -118,7 +118,8 @@ class Acceptor:
         self._listeners = {s.fileno(): s for s in listeners}
         self._kinds = {s.fileno(): (int(s.family), int(s.type), s.proto) for s in listeners}
         self._relay = relay
-        self.vigil = vigil
+        self.vigil = vigil  # of its connections
+        self._hush = vigil.hush
         self.wrap: Callable[[socket.socket, Vigil], Any] | None = None  # for TLS
         self._patience = None if patience is None else float(patience)
         self._logger = logger
@@ -217,7 +218,7 @@ class Acceptor:
             self._relay.woken()
             self._enlist()
         else:
-            self.vigil.hush()
+            self._hush()
         return False
 
     def accept(self, listener: socket.socket) -> tuple[Any, Any] | None:

@@ -109,13 +109,13 @@ class MasterHandle(Account):
         self._grows = at(0, GROWS)
         self._wear = Wear(settings, self.logger, self._mark, shared.bell.ring)
         self._enough = self._wear.served_enough_at
-        vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
+        self._vigil = Vigil(self._beat, self._is_over, bell.fileno(), bell.hush, self._pause)
         self._acceptor: Acceptor | None = None
         self._listeners = job.listeners
         if job.listeners:
             listeners = [listener.socket for listener in job.listeners]
             self._acceptor = Acceptor(
-                listeners, shared.relay, vigil, settings.client_timeout, self.logger
+                listeners, shared.relay, self._vigil, settings.client_timeout, self.logger
             )
 
     def __repr__(self) -> str:
@@ -130,12 +130,7 @@ class MasterHandle(Account):
         ``within`` says that the next time may be so many seconds away, just this once.
         Once it has returned False it never returns True again.
         """
-        if within is None:
-            allowed_ns = self._patience_ns
-        elif within > 0:
-            allowed_ns = min(in_ns(min(within, 1e9)), NEVER)
-        else:
-            raise ValueError(f"within is a number of seconds above 0, not {within!r}")
+        allowed_ns = self._patience_ns if within is None else announced_ns(within)
         words = self._own_words
         words[self._deadline] = time.monotonic_ns() + allowed_ns
         if self._rotation != self._words[self._newest_rotation]:
@@ -150,14 +145,14 @@ class MasterHandle(Account):
         Returns at once, False, when it does not. The sleep counts as life, however long.
         """
         poll = select.poll()
-        poll.register(self._bell.fileno(), select.POLLIN)
+        poll.register(self._vigil.bell, select.POLLIN)
         end = time.monotonic() + seconds
         while self.wants_me_alive():
             left = end - time.monotonic()
             if left <= 0:
                 return True
             if poll.poll(min(left, self._pause) * 1000):
-                self._bell.hush()
+                self._vigil.hush()
         return False
 
     def connections(self) -> Iterator[tuple[Connection, Any]]:
@@ -412,3 +407,10 @@ class MasterHandle(Account):
         if self._acceptor:
             self._acceptor.disown()
         self._own_words = memoryview(bytearray(self._words)).cast("q")
+
+
+def announced_ns(within: float) -> int:
+    """How long a silence may be that was announced. Raises ValueError."""
+    if not within > 0:
+        raise ValueError(f"within is a number of seconds above 0, not {within!r}")
+    return min(in_ns(min(within, 1e9)), NEVER)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .lost import tell_of_lost_state
 from .reception import Reception, is_tls
 from .remote import Remote
 from .settings import Settings, settle
+from .threads import Crew, check_threads, manned
 
 if TYPE_CHECKING:
     from .peers import Peers
@@ -82,6 +84,7 @@ class PreforkMixIn(_Base):
     _prefork_more: "list[Listener]"
     _prefork_terms: "Terms | None" = None  # if this is a TLS server
     _prefork_proxies: "Peers | tuple[()]" = ()  # who begin with a PROXY header
+    _prefork_crew: Crew | None = None  # the threads of this worker, if it serves in any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -91,6 +94,7 @@ class PreforkMixIn(_Base):
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         if settings is not None:
             self.settings = settings
+        check_threads(type(self), self.settings)
         self._prefork_remote = Remote()
         self._prefork_more = []
         fill_standard_descriptors()
@@ -156,6 +160,7 @@ class PreforkMixIn(_Base):
 
     def _prefork_launch(self) -> Launch:
         settings = self._prefork_settled()
+        check_threads(type(self), settings)
         name = settings.app_name or type(self).__name__
         return Launch(
             settings=settings,
@@ -227,13 +232,15 @@ class PreforkMixIn(_Base):
 
     def _prefork_work(self, master: MasterHandle) -> None:
         self.master = master
-        acceptor = master._accepting()
+        settings, acceptor = self._prefork_settled(), master._accepting()
         if self._prefork_terms:
             acceptor.wrap = self._prefork_terms.wrap
         self._prefork_greet_first()
         if master.inline:
             vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
-        take = Reception(self, master, acceptor, self._prefork_settled()).take
+        elif settings.threads > 1:
+            self._prefork_crew = manned(master, settings.threads, self._prefork_resume)
+        take = Reception(self, master, acceptor, settings).take
         elsewhere = Elsewhere(self, master._failed, master._hold)
         if sys.flags.dev_mode and not master.inline:
             tell_of_lost_state(self, master)
@@ -251,9 +258,15 @@ class PreforkMixIn(_Base):
         each_time = self.service_actions
         if getattr(each_time, "__func__", None) is socketserver.BaseServer.service_actions:
             each_time = nothing  # which is not called
+        crew, hand = self._prefork_crew, self._prefork_contain
+        if crew:
+            hand = partial(self._prefork_hand, crew)
         for ready in master._waiting(each_time):
             if isinstance(ready, Guest):
-                try:  # as _prefork_contain does, without a call more in each request
+                if crew:
+                    crew.hand(ready.peer, self._prefork_resume, ready)
+                    continue
+                try:  # as _prefork_resume does, without a call more in each request
                     ready.resume()
                 except BaseException as error:
                     self._prefork_failed(master, ready.request, ready.peer, error)
@@ -266,7 +279,18 @@ class PreforkMixIn(_Base):
                 master.logger.exception("get_request failed", extra={"event": "request_failed"})
             else:
                 if taken is not None:
-                    self._prefork_contain(master, *taken, self._prefork_admit, *taken)
+                    hand(master, *taken, self._prefork_admit, *taken)
+
+    def _prefork_hand(
+        self, crew: Crew, master: MasterHandle, request: Any, peer: Any, *args: Any
+    ) -> None:
+        crew.hand(peer, self._prefork_contain, master, request, peer, *args)
+
+    def _prefork_resume(self, guest: Guest) -> None:
+        try:
+            guest.resume()
+        except BaseException as error:  # user code
+            self._prefork_failed(self.master, guest.request, guest.peer, error)
 
     def _prefork_greet_first(self) -> None:
         """In the handler's time and place, which with ThreadingMixIn is a thread of its own:

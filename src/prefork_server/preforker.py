@@ -14,6 +14,7 @@ from .logfiles import logger_named
 from .plan import Death
 from .remote import Remote
 from .settings import Settings, SettingsKeywords, file_name, settle
+from .threads import WORKS, check_threads
 
 if TYPE_CHECKING:
     from .stats import Stats
@@ -50,6 +51,7 @@ class Preforker:
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
         settled = settle(settings, keywords, timeout=5.0)
+        check_threads(WORKS, settled)
         if logger is not None and settled.log_path is not None:
             raise ConfigError("log_path is the file of our own logger: give it, or logger")
         name = settled.app_name or "preforker"

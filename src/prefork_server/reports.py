@@ -10,6 +10,9 @@ no matter of the master's: so whoever looks, and however often, leaves no word i
 
 import fcntl
 import os
+import sys
+import threading
+from types import FrameType
 from typing import Final
 
 _STRETCH: Final = 1 << 20  # bytes; sparse: what is not written takes no memory
@@ -51,6 +54,23 @@ class Reports:
 def leave_report(fd: int, text: str) -> None:
     """In the worker: write what the master should read, into its own stretch and no further."""
     os.write(fd, text.encode("utf-8", "backslashreplace")[:_LONGEST])
+
+
+def innermost_first(ident: int) -> tuple[str, str]:
+    """Where this thread of the process is, ``app.py:12 in handle``; and the stacks of all, in
+    the form that faulthandler has, with their names, that one's first."""
+    frames, names = sys._current_frames(), {t.ident: t.name for t in threading.enumerate()}
+    order = sorted(frames, key=lambda one: one != ident)
+    place, lines = "", list[str]()
+    for one in order:
+        lines.append(f"Thread {names.get(one, one)} (most recent call first):")
+        frame: FrameType | None = frames[one]
+        while frame:
+            name, line, function = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
+            place = place or f"{name}:{line} in {function}"
+            lines.append(f'  File "{name}", line {line} in {function}')
+            frame = frame.f_back
+    return place, cleaned("\n".join(lines).encode("utf-8", "backslashreplace"))
 
 
 def cleaned(raw: bytes) -> str:

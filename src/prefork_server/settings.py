@@ -20,6 +20,9 @@ MAX_WORKERS = 2048
 It has room for twice as many: a worker that retires keeps its slot until it is
 gone, and its successor needs one too."""
 
+MAX_THREADS = 99
+"""faulthandler writes the stacks of a hundred threads, and the main thread is one of them."""
+
 FilePath: TypeAlias = str | os.PathLike[str]
 
 _PATHS = ("pid_path", "log_path", "stdout_path", "stderr_path")
@@ -36,6 +39,7 @@ class SettingsKeywords(TypedDict, total=False):
     max_workers: int | None
     min_spare_workers: int | None
     max_spare_workers: int | None
+    threads: int
     timeout: float | None
     boot_timeout: float
     graceful_timeout: float
@@ -70,6 +74,9 @@ class Settings:
     ``min_spare_workers``, ``max_spare_workers``
         with fewer idle workers than the first it grows, with more than the second it
         shrinks. ``None``: 1, and as many as it keeps at least (or 2).
+    ``threads``
+        how many connections a worker serves at once, 1 to 99: each in a thread of its own
+        of so many that are there from the start. For servers, whose handlers we call.
     ``timeout``
         the longest a worker may go without a sign of life (``wants_me_alive()``,
         ``wait()``, or reading from and writing to a connection); past it the
@@ -118,8 +125,8 @@ class Settings:
         ``status`` may be an address that other machines reach, and may be asked for by any
         name. It has no passwords.
     ``inline``
-        for a debugger or a profiler: one worker, in this process, with no fork and no
-        ``timeout``.
+        for a debugger or a profiler: one worker, in this process and thread, with no fork
+        and no ``timeout``.
 
     Relative paths are meant from the directory at the start. What is said here wins over
     the defaults of a door, and a copy (``dataclasses.replace``) says the same and its changes.
@@ -133,6 +140,7 @@ class Settings:
     max_workers: int | None = None
     min_spare_workers: int | None = None
     max_spare_workers: int | None = None
+    threads: int = 1
     timeout: float | None = 30.0
     boot_timeout: float = 60.0
     graceful_timeout: float = 30.0
@@ -174,11 +182,10 @@ class Settings:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in said)})"
 
     def _check(self) -> None:
-        workers = self.workers
-        if type(workers) is not int or not 1 <= workers <= MAX_WORKERS:
-            raise ConfigError(
-                f"workers must be a whole number, 1 to {MAX_WORKERS}, not {workers!r}"
-            )
+        for name, most in (("workers", MAX_WORKERS), ("threads", MAX_THREADS)):
+            number = getattr(self, name)
+            if type(number) is not int or not 1 <= number <= most:
+                raise ConfigError(f"{name} must be a whole number, 1 to {most}, not {number!r}")
         self._check_spare()
         for name in ("timeout", "client_timeout"):
             if getattr(self, name) is not None:

@@ -19,6 +19,7 @@ from ..plan import Death
 from ..preforker import Preforker
 from ..remote import Remote
 from ..settings import Settings, SettingsKeywords, settle
+from ..threads import check_threads
 from .doors import Doors
 from .handle import AsyncMasterHandle
 from .life import Life
@@ -56,6 +57,8 @@ class PreforkAsyncioServer:
     """
 
     settings: Settings = Settings()
+    _prefork_inherited: "Sequence[Listener] | None" = None  # they were bound already
+    _prefork_shares: Shares | None = None  # of all workers, if those make servers of their own
 
     def __init__(
         self,
@@ -79,10 +82,9 @@ class PreforkAsyncioServer:
         self.settings = settle(self.settings if settings is None else settings, keywords)
         if logger is not None and self.settings.log_path is not None:
             raise ConfigError("log_path is the file of our own logger: give it, or logger")
+        self._prefork_check(self.settings)
         if (client_connected_cb is None) == (protocol_factory is None):
             raise ConfigError("give client_connected_cb or protocol_factory, one of them")
-        if "client_timeout" in keywords:
-            raise ConfigError("client_timeout is for handlers that block: use asyncio.timeout()")
         _check(worker_connections, limit, ssl_context, ssl_handshake_timeout)
         self._kind = choose(loop)
         # Where none is given, a method of a subclass is the hook.
@@ -97,7 +99,8 @@ class PreforkAsyncioServer:
         }
         self._logger = logger_named(logger)
         self._prefork_remote = Remote()
-        self._shares = Shares(self.settings.max_workers or self.settings.workers)
+        shares = self._prefork_shares
+        self._shares = shares or Shares(self.settings.max_workers or self.settings.workers)
         self._doors = Doors(
             protocol_factory,
             client_connected_cb,
@@ -107,19 +110,17 @@ class PreforkAsyncioServer:
             ssl_handshake_timeout,
             self._shares,
         )
-        streams, datagrams = _parsed(addresses)
-        if datagrams and (protocol_factory is None or ssl_context):
-            raise ConfigError(f"{datagrams[0]} takes datagrams: it needs protocol_factory, no TLS")
-        fill_standard_descriptors()
-        self._listeners: list[Listener] = []
-        with ExitStack() as undo:
-            undo.callback(self.server_close)
-            for address in streams:
-                self._listeners.append(listen(address))
-            for address in datagrams:
-                self._listeners.append(listen(address, kind=socket.SOCK_DGRAM, options=()))
-            undo.pop_all()
+        if self._prefork_inherited is None:
+            self._listeners = _bound(addresses, protocol_factory is not None and not ssl_context)
+        else:
+            self._listeners = list(self._prefork_inherited)
         self._named = [listener.socket.getsockname() for listener in self._listeners]
+
+    @staticmethod
+    def _prefork_check(settings: Settings) -> None:
+        check_threads("coroutines share their loop: worker_connections says how many", settings)
+        if "client_timeout" in vars(settings)["_said"]:
+            raise ConfigError("client_timeout is for handlers that block: use asyncio.timeout()")
 
     # As our other servers have them
 
@@ -195,11 +196,13 @@ class PreforkAsyncioServer:
         """Where it logs."""
         return self._logger
 
+    def _prefork_life(self) -> Life:
+        return Life(self._kind, self._hooks["after_fork"], self._doors.serve)
+
     def _launch(self) -> Launch:
         if any(listener.socket.fileno() < 0 for listener in self._listeners):
             raise ConfigError("this server has served already, and is closed; make a new one")
-        hooks = self._hooks
-        life = Life(self._kind, hooks["after_fork"], self._doors.serve)
+        hooks, life = self._hooks, self._prefork_life()
 
         def after_worker_exit(death: Death) -> None:
             self._shares.words[death.slot] = 0
@@ -291,6 +294,24 @@ def _saying_which(
         ready(addresses)
 
     return say
+
+
+def _bound(addresses: Addresses, datagrams_too: bool) -> list[Listener]:
+    """On all of them or on none. Raises ConfigError and BindError."""
+    streams, datagrams = _parsed(addresses)
+    if datagrams and not datagrams_too:
+        raise ConfigError(f"{datagrams[0]} takes datagrams: it needs protocol_factory, no TLS")
+    fill_standard_descriptors()
+    listeners: list[Listener] = []
+    with ExitStack() as undo:
+        for address in streams:
+            listeners.append(listen(address))
+            undo.callback(listeners[-1].close)
+        for address in datagrams:
+            listeners.append(listen(address, kind=socket.SOCK_DGRAM, options=()))
+            undo.callback(listeners[-1].close)
+        undo.pop_all()
+    return listeners
 
 
 def _parsed(given: Addresses) -> tuple[tuple[Address, ...], tuple[Address, ...]]:

@@ -34,7 +34,7 @@ _SHORT = {
     "inline": ("-X",),
 }
 _GROUP_OF = {
-    "how it is served": ("workers", "timeout", "inline"),
+    "how it is served": ("workers", "threads", "timeout", "inline"),
     "files": ("_path",),
 }
 _ASKED = {
@@ -128,7 +128,7 @@ def parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
     serve = verb(
         "serve",
-        "serve a handler class, a server class, a WSGI application or a work function",
+        "serve a handler or server class, a WSGI application, an asyncio callback, a work function",
         f"{PROG} serve [options] module:thing | module:factory() | path/to/file.py:thing",
     )
     run = verb(
@@ -171,7 +171,7 @@ def _add_serve(parser: _Parser) -> None:
     what.add_argument(
         "--as",
         dest="kind",
-        choices=("handler", "server", "wsgi", "work"),
+        choices=("handler", "server", "wsgi", "asyncio", "protocol", "work"),
         help="what the thing is, where looking at it does not tell",
     )
     what.add_argument(
@@ -201,6 +201,18 @@ def _add_serve(parser: _Parser) -> None:
     how.add_argument(
         "-D", "--daemon", action="store_true", help="leave the terminal when the server is ready"
     )
+    loops = parser.add_argument_group("event loops")
+    loops.add_argument(
+        "--loop",
+        choices=("auto", "asyncio", "uvloop"),
+        help="whose event loop each worker runs. Default: auto, uvloop where it is installed",
+    )
+    loops.add_argument(
+        "--worker-connections",
+        metavar="NUMBER",
+        type=_converter({int}),
+        help="the most connections that a worker with a loop holds at once. Default: 1000",
+    )
     http = parser.add_argument_group("HTTP and TLS")
     http.add_argument("--certfile", metavar="FILE", help="serve TLS with this certificate")
     http.add_argument("--keyfile", metavar="FILE", help="its key, if it is not in the same file")
@@ -225,7 +237,15 @@ def _add_serve(parser: _Parser) -> None:
     )
 
 
-KEYWORDS = ("certfile", "keyfile", "access_log", "forwarded_from", "proxy_protocol_from")
+KEYWORDS = (
+    "loop",
+    "worker_connections",
+    "certfile",
+    "keyfile",
+    "access_log",
+    "forwarded_from",
+    "proxy_protocol_from",
+)
 """Options that are passed on to the server class, or are attributes of the handler class: of
 whichever knows them."""
 

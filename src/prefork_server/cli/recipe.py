@@ -15,8 +15,11 @@ from ..mixin import PreforkMixIn
 from ..remote import Remote
 from ..servers import PreforkTCPServer, PreforkUDPServer
 from ..settings import Settings
+from ..threads import WORKS, check_threads
 from .options import Misuse
 from .target import LoadError, Thing, users_traceback, words_for
+
+_FILES = ("certfile", "keyfile")
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,30 @@ class Recipe:
 
     @property
     def datagram(self) -> bool:
+        if self.kind == "protocol":
+            import asyncio
+
+            return issubclass(self.handler, asyncio.DatagramProtocol)
         return getattr(self.server, "socket_type", None) == socket.SOCK_DGRAM
+
+    @property
+    def loops(self) -> bool:
+        """Whether its workers run event loops."""
+        return hasattr(self.server, "_prefork_shares")
+
+    def check(self, settings: Settings) -> None:
+        """Whether the settings, with those of the class, are for this. Raises ConfigError."""
+        if self.loops:
+            self.server._prefork_check(settings)  # type: ignore[union-attr]
+        else:
+            check_threads(self.server or WORKS, settings)
 
     def __str__(self) -> str:
         by = f", by {self.server.__name__}" if self.server and self.kind != "server" else ""
+        if by and self.loops:
+            from ..aio.loops import choose
+
+            by += f", in loops of {choose(self.keywords.get('loop', 'auto')).name}"
         return f"{self.name}, {words_for(self.kind)}{by}"
 
     @property
@@ -59,13 +82,14 @@ class Recipe:
         return replace(self, keywords={**self._without_files(), "ssl_context": context})
 
     def _without_files(self) -> dict[str, Any]:
-        files = ("certfile", "keyfile")
-        return {name: self.keywords[name] for name in self.keywords if name not in files}
+        return {name: self.keywords[name] for name in self.keywords if name not in _FILES}
 
     def try_out(self) -> None:
         """Make one of our own classes, and bind nothing: it looks at its keywords. What a class
         of the user's would do, nobody knows. Raises ConfigError."""
-        if self.server and self.kind != "server":
+        if self.loops and self.kind != "server":
+            self.make_loop((), Settings(), Remote(), None)
+        elif self.server and self.kind != "server":
             keywords = self._without_files()  # which the master reads by itself
             self.server(["127.0.0.1:0"], self.handler, False, **keywords).server_close()
 
@@ -96,6 +120,26 @@ class Recipe:
         server._prefork_answer_to(remote)
         return server
 
+    def make_loop(
+        self, listeners: Sequence[Listener], settings: Settings, remote: Remote, shares: Any
+    ) -> Any:
+        """What a worker lives by, of a server with loops. ``shares`` are those of all workers.
+        Raises as ``make`` does."""
+        said = {"settings": settings, "_prefork_inherited": listeners, "_prefork_shares": shares}
+        its = {"asyncio": "client_connected_cb", "protocol": "protocol_factory"}
+        handler = {its[self.kind]: self.handler} if self.kind in its else {}
+        cls: Any = self.server
+        try:
+            addresses = [listener.address for listener in listeners]
+            server = _with(cls, said)(addresses, **handler, **self._without_files())
+        except Exception as error:  # user code: the constructor
+            if isinstance(error, ConfigError) and self.kind != "server":
+                raise
+            text = f"cannot make a server of {self.name}: {type(error).__name__}: {error}"
+            raise LoadError(text, users_traceback(error)) from error
+        server._prefork_remote = remote
+        return server._prefork_life()
+
 
 def recipe(thing: Thing, said: str | None, udp: bool, keywords: Mapping[str, Any]) -> Recipe:
     """Raises Misuse. ``udp``: the addresses are for datagrams."""
@@ -111,13 +155,18 @@ def recipe(thing: Thing, said: str | None, udp: bool, keywords: Mapping[str, Any
         handler = thing.value
     elif kind == "server":
         server = _preforked(thing)
+    elif kind in ("asyncio", "protocol"):
+        from ..aio import PreforkAsyncioServer
+
+        server, handler = PreforkAsyncioServer, thing.value
     elif kind == "wsgi":
         from ..http import PreforkWSGIServer
 
         server, handler = PreforkWSGIServer, thing.value
     what = server.__name__ if server else words_for(kind)
     for name in keywords:
-        if server is None or not _knows(server, name):
+        its_name = "ssl_context" if name in _FILES and kind in ("asyncio", "protocol") else name
+        if server is None or not _knows(server, its_name):
             option = name.replace("_", "-")
             raise Misuse(f"--{option} is nothing for {what}, which takes no {name}=")
     if server and kind == "server":
@@ -129,7 +178,7 @@ def recipe(thing: Thing, said: str | None, udp: bool, keywords: Mapping[str, Any
 
 
 def _with(handler: type[Any], said: Mapping[str, Any]) -> type[Any]:
-    """The handler class, with these attributes."""
+    """The class, with these attributes."""
     named = {"__module__": handler.__module__, "__qualname__": handler.__qualname__}
     return type(handler.__name__, (handler,), {**said, **named}) if said else handler
 
@@ -149,6 +198,8 @@ def _for_handler(handler: type[Any], udp: bool) -> type[Any]:
 
 def _preforked(thing: Thing) -> type[Any]:
     cls: type[Any] = thing.value
+    if hasattr(cls, "_prefork_shares"):
+        return cls
     if not hasattr(cls, "socket_type"):
         raise Misuse(f"{thing.name} is no subclass of socketserver.TCPServer or UDPServer")
     if issubclass(cls, PreforkMixIn):

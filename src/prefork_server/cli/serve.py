@@ -28,6 +28,7 @@ from ..journal import Journal
 from ..launch import Launch
 from ..listeners import BACKLOG, Address, Listener, distinct, is_deaf, listen, parse
 from ..logfiles import flush_streams, logger_named
+from ..plan import Death
 from ..privileges import Identity, identity_of
 from ..remote import Remote
 from ..settings import Settings
@@ -133,7 +134,9 @@ def serve(options: Options) -> None:
     udp = any(bind.udp for bind in found)
 
     def find() -> Recipe:
-        return recipe(target.load(), values["kind"], udp, keywords)
+        made = recipe(target.load(), values["kind"], udp, keywords)
+        made.check(options.settings(**made.said))
+        return made
 
     here = find() if values["preload"] or settings.inline else None
     told = _told(here) if here else _ask_a_child(find, settings)
@@ -161,6 +164,7 @@ def _told(made: Recipe) -> dict[str, Any]:
         "datagram": made.datagram,
         "settings": made.said,
         "alpn": made.alpn,
+        "loops": made.loops,
     }
 
 
@@ -274,18 +278,23 @@ class _Run:
     settings: Settings
     keywords: Mapping[str, Any]
     context: Any = None  # of TLS, for the workers that are forked from now on
+    shares: Any = None  # of connections, among workers with loops
     remote: Remote = field(default_factory=Remote)
     listeners: list[Listener] = field(default_factory=list)
     serve: Callable[[MasterHandle], object] = nothing
 
     def go(self, daemon: bool) -> None:
+        if self.told["loops"]:
+            from ..aio.turns import Shares
+
+            self.shares = Shares(self.settings.workers)
         launch = Launch(
             settings=self.settings,
             app_name=self.settings.app_name or self.target.app_name,
             logger=logger_named(None),
             remote=self.remote,
             work=self.work,
-            hooks=Hooks(after_fork=self.boot),
+            hooks=Hooks(after_fork=self.boot, after_worker_exit=self.count_out),
             listening=self.listening,
             renew=self.renew,
         )
@@ -294,6 +303,11 @@ class _Run:
             sys.stdout.write(f"{launch.app_name} runs, pid {pid}\n")
         else:
             launch.run()
+
+    def count_out(self, death: Death) -> None:
+        """In the master: a dead worker holds no connections."""
+        if self.shares:
+            self.shares.words[death.slot] = 0
 
     def renew(self) -> None:
         """In the master, at a reload."""
@@ -328,9 +342,14 @@ class _Run:
             made = self.here or self.find()
             if made.server is None:
                 self.serve = made.handler
+                return
+            if self.context:
+                made = made.over_tls(self.context)
+            if made.loops:
+                life = made.make_loop(self.listeners, self.settings, self.remote, self.shares)
+                life.begin(master)
+                self.serve = life.live
             else:
-                if self.context:
-                    made = made.over_tls(self.context)
                 server = made.make(self.listeners, self.settings, self.remote)
                 self.serve = server._prefork_work
                 server._prefork_hook("after_fork")(master)

@@ -27,12 +27,10 @@ _WORDS = {
     "handler": "a request handler class",
     "server": "a server class",
     "wsgi": "a WSGI application",
+    "asyncio": "an asyncio callback",
+    "protocol": "an asyncio protocol",
     "work": "a work function",
 }
-_INSTEAD = (
-    "give a work function, def work(master), that runs {} on the listeners it is given, and "
-    "asks master.wants_me_alive() now and then"
-)
 
 
 class LoadError(PreforkError):
@@ -157,39 +155,51 @@ class Thing:
     name: str
 
     def recognise(self, said: str | None) -> str:
-        """``handler``, ``server``, ``wsgi`` or ``work``. Raises Misuse if it is none of them,
-        or more than one, or not what was said."""
+        """One of those that there are words for. Raises Misuse if it is none of them, or more
+        than one, or not what was said."""
         value, name = self.value, self.name
+        bases: dict[str, list[type[Any]]] = {
+            "handler": [socketserver.BaseRequestHandler],
+            "server": [socketserver.BaseServer, *_of("prefork_server.aio", "PreforkAsyncioServer")],
+            "protocol": _of("asyncio", "BaseProtocol"),
+        }
         if not callable(value):
             extra = ""
-            if isinstance(value, socketserver.BaseServer):
-                extra = ": give its class, or `prefork-server run` the program"
+            if isinstance(value, tuple(bases["server"])):
+                extra = ", since it has an address of its own: give its class"
+                if isinstance(value, socketserver.BaseServer):
+                    extra += ", or `prefork-server run` the program"
             raise Misuse(f"{name} is of type {type(value).__name__}, and cannot be served{extra}")
-        bases = {"handler": socketserver.BaseRequestHandler, "server": socketserver.BaseServer}
-        for kind, base in bases.items():
-            is_one = isinstance(value, type) and issubclass(value, base)
+        for kind, of in bases.items():
+            is_one = isinstance(value, type) and issubclass(value, tuple(of))
             if said == kind and not is_one:
-                raise Misuse(f"{name} is no subclass of socketserver.{base.__name__}: --as {said}")
+                whose = "asyncio.BaseProtocol"
+                if kind != "protocol":
+                    whose = f"socketserver.{of[0].__name__}"
+                raise Misuse(f"{name} is no subclass of {whose}: --as {said}")
             if is_one and said in (None, kind):
                 return kind
         return said or self._by_arguments()
 
     def _by_arguments(self) -> str:
         value, name = self.value, self.name
-        asyncio = sys.modules.get("asyncio")  # who has one of its classes has imported it
-        if asyncio and isinstance(value, type) and issubclass(value, asyncio.BaseProtocol):
-            raise Misuse(f"{name} is an asyncio protocol: " + _INSTEAD.format("its event loop"))
         try:
             signature = inspect.signature(value)
         except (TypeError, ValueError):
             raise Misuse(f"{name} does not tell its arguments: say what it is by --as") from None
         if _is_async(value):
-            if _takes(signature, 3) and not _takes(signature, 2):
+            if _takes(signature, 2):
+                return "asyncio"
+            if _takes(signature, 3):
                 raise Misuse(
-                    f"{name} is an ASGI application (scope, receive, send): "
-                    + _INSTEAD.format("an ASGI server's own Server")
+                    f"{name} is an ASGI application (scope, receive, send): give a work function, "
+                    "def work(master), that runs an ASGI server's own Server on the listeners it "
+                    "is given, and asks master.wants_me_alive() now and then"
                 )
-            raise Misuse(f"{name} is a coroutine function: " + _INSTEAD.format("its event loop"))
+            raise Misuse(
+                f"{name} is a coroutine function: an asyncio callback takes (reader, writer), and "
+                "what has no server is for run_asyncio(), in a program of its own"
+            )
         counts = {"work": 1, "wsgi": 2}
         if isinstance(value, type):  # whose objects are iterables of the body
             del counts["work"]
@@ -201,9 +211,16 @@ class Thing:
                          "say which by --as")  # fmt: skip
         raise Misuse(
             f"{name}{signature} is nothing that can be served: a work function takes (master), "
-            "a WSGI application (environ, start_response)"
+            "a WSGI application (environ, start_response), and an asyncio callback is an async "
+            "def that takes (reader, writer)"
             + ("; a factory is called by module:factory()" if _takes(signature, 0) else "")
         )
+
+
+def _of(module: str, name: str) -> list[type[Any]]:
+    """The class, if anybody can have one of it: who has has imported it."""
+    found = sys.modules.get(module)
+    return [getattr(found, name)] if found else []
 
 
 def _is_async(value: Any) -> bool:

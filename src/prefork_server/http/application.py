@@ -64,11 +64,12 @@ class PreforkWSGIServer(PreforkHTTPServer):
 
     def setup_environ(self) -> None:
         """Set ``base_environ``, of which each request has a copy."""
+        settings = self._prefork_settled()
         self.base_environ = {
             "SCRIPT_NAME": "",
             "wsgi.version": (1, 0),
-            "wsgi.multithread": False,
-            "wsgi.multiprocess": not self._prefork_settled().inline,
+            "wsgi.multithread": settings.threads > 1 and not settings.inline,
+            "wsgi.multiprocess": not settings.inline,
             "wsgi.run_once": False,
             "wsgi.input_terminated": True,  # it ends where the body ends: who likes may just read
             "wsgi.file_wrapper": FileWrapper,

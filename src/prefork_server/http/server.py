@@ -55,9 +55,9 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
             if self.defer_accept and sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, self.defer_accept)
 
-    def _prefork_work(self, master: MasterHandle) -> None:
+    def _prefork_serve(self, master: MasterHandle, *args: Any) -> None:
         self._prefork_visit = self._prefork_parking(master)
-        super()._prefork_work(master)
+        super()._prefork_serve(master, *args)
 
     def _prefork_parking(self, master: MasterHandle) -> Callable[[Any, Any], None] | None:
         kind = type(self)
