@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 
 from prefork_server import MasterHandle, Settings, SharedCounter
-from prefork_server.acceptor import Guest, Relay
+from prefork_server.acceptor import Guest
 from prefork_server.handle import Shared
 from prefork_server.job import Hooks, Job, nothing
 from prefork_server.reports import Reports
 from prefork_server.scoreboard import Scoreboard
-from prefork_server.signals import Bell
+from prefork_server.signals import Bell, Relay
 from prefork_server.titles import Title
 
 ROUNDS, CALLS = 41, 20_000

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from prefork_server import acceptor as module
-from prefork_server.acceptor import Acceptor, Relay
-from prefork_server.signals import Bell
+from prefork_server.acceptor import Acceptor
+from prefork_server.signals import Bell, Relay
 from prefork_server.vigil import Vigil
 
 AT_ONCE, PATIENTLY = 0.0, 5.0

@@ -21,11 +21,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from .connection import Connection
 from .scoreboard import NEVER, SECOND
+from .signals import Relay
 from .vigil import Vigil
 
 _LONG_NS = SECOND // 200  # after so long with one client, queue up behind the idle workers
@@ -41,26 +41,6 @@ nobody else is accepted meanwhile. No round number: it must not be mistaken for 
 
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _BROKEN = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-
-
-class Relay:
-    """Wakes one idle worker, whichever, so that it looks at the listeners anew."""
-
-    def __init__(self) -> None:
-        self.fd: int = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
-
-    def wake_one(self) -> None:
-        # All share the flag, and the count: whoever spoilt them must not hold the master up.
-        os.set_blocking(self.fd, False)
-        with suppress(BlockingIOError):
-            os.eventfd_write(self.fd, 1)
-
-    def woken(self) -> None:
-        with suppress(BlockingIOError):  # a sibling was faster
-            os.eventfd_read(self.fd)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 def _accept_publicly(listener: socket.socket) -> tuple[int, Any]:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from .acceptor import Relay
 from .bulletin import Bulletin
 from .handle import MasterHandle, Shared
 from .here import standing_in
@@ -22,7 +21,7 @@ from .journal import Journal
 from .remote import Remote
 from .reports import Reports
 from .scoreboard import DRAIN, DRAIN_ONCE, SERVING, STATE, WANTED, Scoreboard
-from .signals import Bell, handled
+from .signals import Bell, Relay, handled
 from .titles import Title
 
 if TYPE_CHECKING:

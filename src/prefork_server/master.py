@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .acceptor import Relay
 from .bulletin import Bulletin
 from .errors import BootError
 from .forks import drop, fork, keep_from_forks
@@ -35,7 +34,7 @@ from .reports import Reports
 from .rotation import Rotation
 from .scoreboard import LEFT, SECOND, SERVING, SINCE, STATE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
-from .signals import HEARD, WHERE, Inbox, all_blocked
+from .signals import HEARD, WHERE, Inbox, Relay, all_blocked
 from .systemd import Notifier
 from .terminal import Terminal, is_ours
 from .titles import Title

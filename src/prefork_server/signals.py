@@ -81,6 +81,26 @@ class Bell:
         os.close(self.rope)
 
 
+class Relay:
+    """Wakes one idle worker, whichever, so that it looks at the listeners anew."""
+
+    def __init__(self) -> None:
+        self.fd: int = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
+
+    def wake_one(self) -> None:
+        # All share the flag, and the count: whoever spoilt them must not hold the master up.
+        os.set_blocking(self.fd, False)
+        with suppress(BlockingIOError):
+            os.eventfd_write(self.fd, 1)
+
+    def woken(self) -> None:
+        with suppress(BlockingIOError):  # a sibling was faster
+            os.eventfd_read(self.fd)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
 class Inbox:
     """Where the master sleeps: until a signal, a ring, or the death of a watched worker."""
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from .acceptor import Acceptor, Guest
 from .errors import ConfigError
-from .handle import _QUIET, MasterHandle, announced_ns
+from .handle import MasterHandle, announced_ns
 from .job import nothing
+from .leave import QUIET
 from .listeners import address_text
 from .reports import innermost_first
 from .scoreboard import NEVER, SECOND
@@ -329,11 +330,11 @@ class _CrewsHandle(MasterHandle):
         crew.be_over()
         yield from super()._take_leave(acceptor)
         # Whoever is with a thread may be kept again, and then has a moment to ask.
-        end = time.monotonic() + _QUIET
+        end = time.monotonic() + QUIET
         while crew.is_busy() or (acceptor.has_guests and time.monotonic() < end):
             if crew.is_busy():
-                end = time.monotonic() + _QUIET
-            ready = acceptor.wait(min(self._pause, _QUIET))
+                end = time.monotonic() + QUIET
+            ready = acceptor.wait(min(self._pause, QUIET))
             if ready is not None:
                 yield ready
 

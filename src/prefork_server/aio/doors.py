@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from ..acceptor import _accept
-from ..handle import _ANSWER, _DRAINS, _QUIET
+from ..leave import ANSWER, DRAINS, QUIET
 from ..scoreboard import DRAIN
 from .handle import AsyncMasterHandle
 from .life import Life, cancelled
@@ -86,8 +86,8 @@ class Doors:
             await self._open()
             await master.wait_retired()
             wish = await self._word_of_master()
-            if wish in _DRAINS:
-                await self._drain(_QUIET if wish == DRAIN else 0.0)
+            if wish in DRAINS:
+                await self._drain(QUIET if wish == DRAIN else 0.0)
             for each in master._listeners:
                 while each.deserted and each.socket in self._streams and self._take(each.socket):
                     pass
@@ -301,7 +301,7 @@ class Doors:
         master = self._master
         if master.inline:
             return master._asked_to_go()
-        end = time.monotonic() + _ANSWER
+        end = time.monotonic() + ANSWER
         while not (wish := master._words[master._wish]) and os.getppid() == master.pid:
             if time.monotonic() > end:
                 break

@@ -5,20 +5,19 @@ one appears here by itself. Nothing is opened, bound or imported.
 """
 
 import argparse
-import difflib
 import inspect
 import os
 import re
-import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields
-from typing import Any, NoReturn
+from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError
 from ..settings import MAX_WORKERS, Settings, settle
+from .parser import Parser
 
 PROG = "prefork-server"
 DEFAULT_BIND = "127.0.0.1:8000"
@@ -73,54 +72,21 @@ class Options:
         return settle(None, self.said, **{"term": "graceful", **defaults})
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line for an error, with the nearest name; files of options with comments."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            fromfile_prefix_chars="@",
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **options,
-        )
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        try:
-            return shlex.split(arg_line.removeprefix("\ufeff"), comments=True)
-        except ValueError as error:
-            self.error(f"in a file of options: {error}: {arg_line}")
-
-    def error(self, message: str) -> NoReturn:
-        text = message.encode("utf-8", "backslashreplace").decode()  # a word may be no text
-        self.exit(2, f"{self.prog}: {text}\n")
-
-    def words(self) -> list[str]:
-        return [word for action in self._actions for word in action.option_strings]
-
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        option = next((word for word in unknown if word.startswith("-")), unknown[0])
-        name = option.partition("=")[0]
-        nearest = difflib.get_close_matches(name, self.words(), n=1)
-        hint = f": did you mean {nearest[0]}?" if nearest else f"; {self.prog} --help has all"
-        kind = "option" if option.startswith("-") else "place for"
-        self.error(f"there is no {kind} {name}{hint}")
-
-
 def shown(name: str) -> str:
     """The name in ``ps`` and of default files, made of a file's or a module's."""
     return name if name.isascii() and name.isprintable() else PROG
 
 
-def parsers() -> tuple[_Parser, dict[str, _Parser]]:
+def parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser of the command, and those of its verbs."""
-    parser = _Parser(
+    parser = Parser(
         prog=PROG, description="Prefork servers: supervised workers that share sockets."
     )
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, about: str, usage: str) -> _Parser:
-        made: _Parser = verbs.add_parser(
+    def verb(name: str, about: str, usage: str) -> Parser:
+        made: Parser = verbs.add_parser(
             name, help=about, description=about[0].upper() + about[1:] + ".", usage=usage,
             epilog=_EPILOG,
         )  # fmt: skip
@@ -165,7 +131,7 @@ def parsers() -> tuple[_Parser, dict[str, _Parser]]:
     return parser, made
 
 
-def _add_serve(parser: _Parser) -> None:
+def _add_serve(parser: Parser) -> None:
     what = parser.add_argument_group("what is served")
     what.add_argument("target", metavar="TARGET", nargs="?", help=argparse.SUPPRESS)
     what.add_argument(
@@ -254,7 +220,7 @@ def _peers(text: str) -> list[str]:
     return [peer.strip() for peer in text.split(",") if peer.strip()]
 
 
-def _add_settings(parser: _Parser) -> None:
+def _add_settings(parser: Parser) -> None:
     meaning = _meanings()
     groups = {group.title: group for group in parser._action_groups}
     for field in fields(Settings):
@@ -384,7 +350,7 @@ def _from(environ: Mapping[str, str]) -> dict[str, Any]:
     return {"workers": int(count)}
 
 
-def _split(words: Sequence[str], verb: _Parser) -> tuple[list[str], list[str]]:
+def _split(words: Sequence[str], verb: Parser) -> tuple[list[str], list[str]]:
     """Options of ours, and from the first word that is none: the program, with its own."""
     flags = {w for a in verb._actions if a.nargs == 0 for w in a.option_strings}
     at = 1
