@@ -389,7 +389,7 @@ def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
 def test_the_core_is_small_enough_to_read() -> None:
     core = (path for path in PACKAGE.glob("*.py") if path.stem != "testing")
     lines = {path.stem: path.read_text().count("\n") for path in core}
-    assert sum(lines.values()) <= 8250, lines
+    assert sum(lines.values()) <= 8300, lines
     assert max(lines.values()) <= 400, lines
 
 

@@ -402,3 +402,16 @@ def test_files_are_sent_and_those_outside_are_not(start: Starter, tmp_path: Path
         answer = curl(server, path, "-i")
         assert answer.startswith("HTTP/1.1 404 ") and not answer.endswith("secret"), path
     server.saw(r'"GET /big HTTP/1\.1" 200 3000000 ')
+
+
+def test_shop_shows_what_it_does(start: Starter) -> None:
+    server = start.script(EXAMPLES / "shop.py", "127.0.0.1:0", "127.0.0.1:0").ready()
+    host, port = server.saw(r"status on ([\d.]+):(\d+)")[0].groups()
+    assert curl(server, "/order") == "1 orders so far\n"
+    shown = subprocess.run(
+        ["curl", "-sS", "--noproxy", "*", f"http://{host}:{port}/metrics"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert 'prefork_counter_total{name="orders"} 1\n' in shown

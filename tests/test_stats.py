@@ -424,7 +424,7 @@ def test_totals_never_go_down_while_workers_are_killed(start: Starter) -> None:
         killer.join()
     final = asked(server)
     assert final["deaths"] > 0
-    assert final["forks"] - final["deaths"] == 2
+    eventually(lambda: (now := asked(server))["forks"] - now["deaths"] == 2)
     assert final["requests"] >= final["counters"]["orders"] > 0
 
 
@@ -488,6 +488,26 @@ def test_handlers_that_raise_are_counted_and_clients_that_go_are_not(
         client.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER: a reset
     eventually(lambda: asked(server)["errors"] == 3)
     assert asked(server)["workers"][0]["errors"] == 3
+
+
+@pytest.mark.processes
+def test_a_worker_whose_threads_serve_is_busy(start: Starter) -> None:
+    server = start(f"""{ASKED}
+    class Server(socketserver.ThreadingMixIn, PreforkTCPServer):
+        pass
+    serve(Asked, Server, workers=1)
+    """)
+    server.ready()
+    board = board_of(server)
+    with server.connect() as client:
+        client.sendall(b"hold")
+        assert client.recv(100) == b"held"
+        (worker,) = asked(server)["workers"]
+        assert (worker["state"], worker["requests"]) == ("busy", 2)
+        client.sendall(b"go")
+        read_all(client)
+    eventually(lambda: read(board, SECOND).workers[0].state == "idle")
+    board.close()
 
 
 @pytest.mark.processes

@@ -3,7 +3,7 @@
 import threading
 from typing import TYPE_CHECKING
 
-from .scoreboard import ERRORS, Scoreboard
+from .scoreboard import ERRORS, IN_HAND, Scoreboard
 from .signals import Bell
 from .wear import Wear
 
@@ -55,6 +55,10 @@ class Account:
                 self._wear.ran_out()
             with _failing:
                 self._mark(ERRORS, self._board.get(self.slot, ERRORS) + 1)
+
+    def _hold(self, count: int) -> None:
+        """So many connections are served besides the accept loop."""
+        self._mark(IN_HAND, count)
 
     def _mark(self, field: int, value: int) -> None:
         self._own_words[self._board.at(self.slot, field)] = value

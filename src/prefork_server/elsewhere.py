@@ -20,8 +20,10 @@ class Elsewhere:
     is to be finished, so the worker waits for them before it goes.
     """
 
-    def __init__(self, server: Any, failed: Callable[[object], None]) -> None:
-        self._failed = failed
+    def __init__(
+        self, server: Any, failed: Callable[[object], None], hold: Callable[[int], None]
+    ) -> None:
+        self._failed, self._hold = failed, hold
         self._children = server if isinstance(server, socketserver.ForkingMixIn) else None
         self._count = 0
         self._open: list[socket.socket] = []
@@ -68,6 +70,7 @@ class Elsewhere:
     def _add(self, number: int) -> None:
         with self._changed:
             self._count += number
+            self._hold(self._count)
             self._changed.notify_all()
 
     def is_busy(self) -> bool:

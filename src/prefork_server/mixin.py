@@ -234,7 +234,7 @@ class PreforkMixIn(_Base):
         if master.inline:
             vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
         take = Reception(self, master, acceptor, self._prefork_settled()).take
-        elsewhere = Elsewhere(self, master._failed)
+        elsewhere = Elsewhere(self, master._failed, master._hold)
         if sys.flags.dev_mode and not master.inline:
             tell_of_lost_state(self, master)
         self._prefork_serve(master, acceptor, take)

@@ -19,7 +19,7 @@ One row a slot, each 24 aligned words of 8 bytes, twice 64 bytes of text, and a 
     errors     worker          handlers that raised, since it was forked
     busy       worker          how long it has served in all, ns; while it does, that less ``since``
     noted      worker          the ``since`` for which its note is
-    in_hand    worker          connections that a loop holds at once
+    in_hand    worker          connections served besides the accept loop: in a loop, in threads
     peer       worker          who is being served (text: may tear, checked when read)
     note       worker          what it says of that itself (the same)
     idle       worker          1 = it waits for somebody to serve; in an adaptive pool only

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from ..acceptor import _accept
 from ..handle import _ANSWER, _DRAINS, _QUIET
-from ..scoreboard import DRAIN, IN_HAND
+from ..scoreboard import DRAIN
 from .handle import AsyncMasterHandle
 from .life import Life, cancelled
 from .turns import LoopAcceptor, Shares
@@ -192,7 +192,7 @@ class Doors:
         self._master.retire()
 
     def _tell_share(self) -> None:
-        self._master._mark(IN_HAND, len(self._held))
+        self._master._hold(len(self._held))
         if not self._closed:
             self._shares.words[self._master.slot] = len(self._held) + 1
 

@@ -53,9 +53,9 @@ def _main(stats: Stats) -> Iterator[str]:
     yield (
         '</div><p class="key"><i class="idle"></i>idle <i class="busy"></i>busy '
         '<i class="booting"></i>booting <i class="retiring"></i>retiring</p>'
-        '<div class="wide"><table><thead><tr><th>worker<th>pid<th class="t">state<th>requests'
-        '<th>errors<th>busy<th class="t">serving<th>for<th>age<th class="o">gen<th class="o">'
-        'silent in<th class="o">memory</thead><tbody>'
+        '<div class="wide"><table><thead><tr><th>worker<th class="o">pid<th class="t">state'
+        '<th>requests<th>errors<th>busy<th class="t">serving<th>for<th>age'
+        '<th class="o">gen<th class="o">silent in<th class="o">memory</thead><tbody>'
     )
     yield "".join(map(_row, stats.workers)) + "</tbody></table></div>"
     yield '<div class="pair">'
@@ -101,7 +101,7 @@ def _row(worker: WorkerStats) -> str:
     left = "never" if worker.left is None else duration(worker.left)
     memory = "" if worker.memory is None else size(worker.memory)
     return (
-        f'<tr class="worker {worker.state}"><td>{worker.slot}<td>{worker.pid}'
+        f'<tr class="worker {worker.state}"><td>{worker.slot}<td class="o">{worker.pid}'
         f'<td class="t"><i class="{worker.state}"></i>{worker.state}<td>{worker.requests:,}'
         f'<td class="{"bad" if worker.errors else ""}">{worker.errors:,}<td>{share:.0f} %'
         f'<td class="t doing">{escape(doing)}<td>{busy_for}<td>{duration(worker.age)}'
