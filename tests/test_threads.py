@@ -254,6 +254,8 @@ def test_what_the_threads_serve_is_finished_and_who_waits_is_served(
         if told == "stop":
             server.signal(signal.SIGQUIT)
             server.saw("stopping 1 workers")
+            with pytest.raises(subprocess.TimeoutExpired):  # for longer than a queue is quiet
+                server.process.wait(0.5)
         else:
             server.signal(signal.SIGQUIT, worker)
             server.saw("forked", times=2)

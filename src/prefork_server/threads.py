@@ -30,7 +30,6 @@ from .vigil import Vigil
 
 _OVERSLEPT_NS = SECOND // 4  # beyond this the main thread was asleep against its will
 
-
 WORKS = "a work function does by itself what it does"
 
 
@@ -62,6 +61,7 @@ def manned(master: MasterHandle, count: int, resume: Callable[[Guest], object]) 
     master.__class__, acceptor.__class__ = _CrewsHandle, _CrewsAcceptor
     master._crew = acceptor._crew = crew  # type: ignore[attr-defined]
     master._vigil = acceptor.vigil = crew.vigil
+    acceptor._turns, acceptor._next_turns = _Turns(), _Turns()
     crew.start()
     return crew
 
@@ -123,6 +123,7 @@ class Crew:
             self.handing = False
             self._tell()
         self._deadlines[number] = max(now_ns + self._master._patience_ns, self._lent_ns)
+        self._lent_ns = 0
         self._since[number] = now_ns
         self._work[number] = (peer, serve, args)
         self._calls[number].release()
@@ -146,7 +147,7 @@ class Crew:
         if min(self._deadlines) <= now_ns:
             self._miss(now_ns)
         self.beat()
-        nap_ns = min(int(seconds * SECOND), min(self._deadlines) - now_ns)
+        nap_ns = max(0, min(int(seconds * SECOND), min(self._deadlines) - now_ns))
         self.wakes_ns = now_ns + nap_ns
         return nap_ns / SECOND
 
@@ -182,9 +183,8 @@ class Crew:
             self._master.retire()
 
     def _complain(self, number: int, ident: int, now_ns: int) -> None:
-        master, work = self._master, self._work[number]
+        master, peer = self._master, self._work[number][0]
         place, stacks = innermost_first(ident)
-        peer = work and work[0]
         never = master._patience_ns >= NEVER
         master.logger.error(
             "worker=%d pid=%d thread %d silent for %s at %s, retiring; %.1fs with %s\n%s",
@@ -239,7 +239,7 @@ class Crew:
 
     def took(self) -> None:
         """With the lock: somebody new, whom no thread has yet."""
-        self.handing, self._lent_ns = True, 0
+        self.handing, self._lent_ns = True, 0  # what came before was for taking it
 
     def all_free(self) -> bool:
         """With the lock."""
@@ -276,14 +276,23 @@ class Crew:
         """A guest who waits for a hand, whom the main thread has found ready before others."""
         if number in self._lost or self._fallen:
             return None
-        try:
-            guest = self.acceptor._turns.popleft()
-        except IndexError:
+        guest = self.acceptor._turns.popleft()
+        if guest is None:
             return None
         self._since[number] = now_ns = time.monotonic_ns()
         self._deadlines[number] = now_ns + self._master._patience_ns
         self._work[number] = work = guest.peer, self.resume, (guest,)
         return work
+
+
+class _Turns(deque[Any]):
+    """Whose turn it is. Two may look at once, of whom one finds nobody left."""
+
+    def popleft(self) -> Any:
+        try:
+            return super().popleft()
+        except IndexError:
+            return None
 
 
 class _CrewsHandle(MasterHandle):
@@ -384,6 +393,10 @@ class _CrewsAcceptor(Acceptor):
     def _find_silent(self, now_ns: int) -> None:
         with self._crew.lock:
             super()._find_silent(now_ns)
+
+    @property
+    def resting(self) -> bool:
+        return not self._crew.free or super().resting
 
     @property
     def has_guests(self) -> bool:
