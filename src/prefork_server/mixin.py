@@ -52,10 +52,10 @@ class _ShutDownByName(threading.Event):
 class PreforkMixIn(_Base):
     """Put it first: ``class Server(PreforkMixIn, socketserver.TCPServer): ...``
 
-    ``serve_forever()`` then forks workers that share the listening socket, each
-    serving one connection at a time, and replaces those that end or hang. It works
-    from any thread; it returns after a signal (on the main thread) or ``shutdown()``
-    when every worker is gone. The server is closed by then.
+    ``serve_forever()`` then forks workers that share the listening socket, each serving
+    ``threads`` connections at a time, one by default, and replaces those that end or hang.
+    It works from any thread; it returns after a signal (on the main thread) or
+    ``shutdown()`` when every worker is gone. The server is closed by then.
 
     How many workers, and how patient it is, says the class attribute ``settings``
     or the keyword argument of that name. Nothing else about the class changes, but
