@@ -225,6 +225,12 @@ class Crew:
             self._lent_ns = deadline_ns
         master._own_words[master._deadline] = max(deadline_ns, self._announced_ns)
 
+    def meets(self, peer: Any) -> None:
+        """For whom this thread works, if it was handed over as somebody else."""
+        number = self._numbers.get(get_ident())
+        if number is not None and self._work[number][0] is not peer:
+            self._work[number] = peer, *self._work[number][1:]
+
     def took(self) -> None:
         """With the lock: somebody new, whom no thread has yet."""
         self.handing, self._lent_ns = True, 0  # what came before was for taking it
@@ -304,7 +310,12 @@ class _CrewsHandle(MasterHandle):
     def _took_again(self, guest: Guest) -> None:
         with self._crew.lock:
             super()._took_again(guest)
+        self._crew.meets(guest.peer)
         self._crew.beat()
+
+    def _introduced(self, peer: Any) -> None:
+        super()._introduced(peer)
+        self._crew.meets(peer)
 
     def _be_idle(self) -> None:
         with self._crew.lock:
