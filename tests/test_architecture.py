@@ -98,7 +98,8 @@ MAY_IMPORT = {
     "master": GROUND | EDGES | {"settings", "inheritance", "pidfile"} | ROLES - {"master"},
     "elsewhere": set(),
     "lost": {"handle"},  # for its type alone
-    "threads": GROUND | EDGES | {"settings", "job", "handle", "leave"},
+    "threads": GROUND | EDGES | {"settings", "job", "handle"},
+    "crews": GROUND | EDGES | {"settings", "handle", "leave", "threads"},
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},
     "inline": GROUND
     | EDGES
@@ -156,7 +157,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.options": {"__version__", "errors", "settings", "parser"},
     "cli.target": {"errors", "options"},
     "cli.recipe": {
-        *("errors", "listeners", "mixin", "remote", "servers", "settings", "threads", "http"),
+        *("errors", "listeners", "mixin", "remote", "servers", "settings", "crews", "http"),
         *("aio", "aio.loops", "options", "target"),
     },
     "cli.serve": {
@@ -195,7 +196,7 @@ AIO_MAY_IMPORT: dict[str, set[str]] = {
     "aio.turns": {"acceptor", "scoreboard", "settings"},
     "aio.doors": {"acceptor", "handle", "leave", "scoreboard", "life", "turns"},
     "aio.server": ROLES
-    | {"errors", "settings", "threads", "listeners", "logfiles", "launch", "preforker", "stats"}
+    | {"errors", "settings", "crews", "listeners", "logfiles", "launch", "preforker", "stats"}
     | {"life", "loops", "turns", "doors"},
     "aio.__init__": {"handle", "server"},
 }

@@ -339,8 +339,11 @@ def test_whoever_opens_the_unix_socket_may_be_a_proxy(start: Starter) -> None:
 
 
 @pytest.mark.processes
-def test_the_log_names_the_client_where_a_worker_hung(start: Starter) -> None:
-    server = start(SAYS + "\n        serve(Says, Server, workers=1, timeout=0.5)").ready()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_log_names_the_client_where_a_worker_hung(start: Starter, threads: int) -> None:
+    server = start(
+        SAYS + f"\n        serve(Says, Server, workers=1, threads={threads}, timeout=0.5)"
+    ).ready()
     server.expect_error("silent for more than", "killed by SIGKILL", "handler failed", "Traceback")
     with suppress(ConnectionResetError):
         say(server, V1 + b"hang\n")

@@ -893,8 +893,8 @@ def test_ten_seconds_of_kills_cost_no_more_requests_than_kills(
     assert kills > seconds * 5
     assert hammer.counts["lost"] + hammer.counts["refused"] <= kills, hammer.counts
     wanted = 4 if settings == "workers=4" else 2
-    eventually(lambda: len(server.workers()) == wanted, 3 * PATIENCE)
-    assert len(children(server.pid)) == wanted, "zombies"
+    # All its children, so zombies count; one may die and another be forked while it shrinks.
+    eventually(lambda: len(children(server.pid)) == wanted, 3 * PATIENCE)
     assert open_files(server.pid) <= before[0] + 6, "one pidfd for each worker"
     assert resident(server.pid) - before[1] <= 1 << 20
     assert server.quit() == 0

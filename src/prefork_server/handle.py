@@ -122,6 +122,7 @@ class MasterHandle(Leave):
 
         Ask at least once every ``timeout`` seconds, or be killed and replaced.
         ``within`` says that the next time may be so many seconds away, just this once.
+        With ``threads`` all this is about the thread that asks.
         Once it has returned False it never returns True again.
         """
         allowed_ns = self._patience_ns if within is None else announced_ns(within)

@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from .acceptor import Acceptor, Guest
+from .crews import check_threads, manned
 from .elsewhere import Elsewhere
 from .errors import ConfigError
 from .handle import MasterHandle
@@ -25,7 +26,7 @@ from .lost import tell_of_lost_state
 from .reception import Reception, is_tls
 from .remote import Remote
 from .settings import Settings, settle
-from .threads import Crew, check_threads, manned
+from .threads import Crew
 
 if TYPE_CHECKING:
     from .peers import Peers
@@ -55,10 +56,10 @@ class _ShutDownByName(threading.Event):
 class PreforkMixIn(_Base):
     """Put it first: ``class Server(PreforkMixIn, socketserver.TCPServer): ...``
 
-    ``serve_forever()`` then forks workers that share the listening socket, each
-    serving one connection at a time, and replaces those that end or hang. It works
-    from any thread; it returns after a signal (on the main thread) or ``shutdown()``
-    when every worker is gone. The server is closed by then.
+    ``serve_forever()`` then forks workers that share the listening socket, each serving
+    ``threads`` connections at a time, one by default, and replaces those that end or hang.
+    It works from any thread; it returns after a signal (on the main thread) or
+    ``shutdown()`` when every worker is gone. The server is closed by then.
 
     How many workers, and how patient it is, says the class attribute ``settings``
     or the keyword argument of that name. Nothing else about the class changes, but

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
+from .crews import WORKS, check_threads
 from .errors import ConfigError
 from .handle import MasterHandle
 from .job import Hooks, nothing
@@ -14,7 +15,6 @@ from .logfiles import logger_named
 from .plan import Death
 from .remote import Remote
 from .settings import Settings, SettingsKeywords, file_name, settle
-from .threads import WORKS, check_threads
 
 if TYPE_CHECKING:
     from .stats import Stats

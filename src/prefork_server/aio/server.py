@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..crews import check_threads
 from ..errors import BootError, ConfigError
 from ..job import Hooks, nothing
 from ..journal import Journal
@@ -19,7 +20,6 @@ from ..plan import Death
 from ..preforker import Preforker
 from ..remote import Remote
 from ..settings import Settings, SettingsKeywords, settle
-from ..threads import check_threads
 from .doors import Doors
 from .handle import AsyncMasterHandle
 from .life import Life
