@@ -4,6 +4,7 @@ ADDRESS ?= 127.0.0.1:9000
 VENV := .venv-$(notdir $(PYTHON))
 BIN := $(VENV)/bin
 TEST ?=
+BENCH ?=
 export PYTHONPATH := src
 # The tests start a thousand programs: where nothing may be kept, each compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -11,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -n 6 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help serve env test check format fuzz prove bench-threads bench-lifecycle bench-memory bench-http clean
+.PHONY: help serve env test check format fuzz prove bench bench-quick bench-lifecycle bench-memory clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -52,18 +53,22 @@ fuzz: $(BIN)/.made ## 100,000 mutated HTTP requests, judged by h11 as well; SEED
 prove: ## the five promises, live, in 30 seconds
 	@exec $(PYTHON) -m benchmarks.prove
 
-bench-threads: ## against socketserver's own servers
-	$(PYTHON) -m benchmarks.threads
+$(BIN)/.peers: $(BIN)/.made
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check bjoern 2>/dev/null  # needs libev
+	@touch $@
+
+bench: $(BIN)/.peers ## everybody side by side, in 12 minutes; BENCH='--only E1,H1' chooses
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-quick: $(BIN)/.peers ## the targets only, roughly, in 2 minutes
+	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 bench-lifecycle: ## how long starting, stopping and replacing take, and what a reload costs clients
 	$(PYTHON) -m benchmarks.lifecycle
 
 bench-memory: ## what workers share of what the master has loaded
 	$(PYTHON) -m benchmarks.memory
-
-bench-http: $(BIN)/.made ## against nginx, uvicorn, gunicorn and http.server; wrk makes the load
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
-	$(BIN)/python -m benchmarks.http
 
 clean: ## forget what was made here
 	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist

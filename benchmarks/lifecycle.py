@@ -20,18 +20,24 @@ import socketserver
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import prefork_server
 from prefork_server import MasterHandle, PreforkTCPServer
 
-from .load import put_load_on
-from .processes import SECOND, Event, ServerProcess, cpu_clock_ns, tell, wait_gone
+from .load import Load, put_load_on
+from .processes import (
+    SECOND,
+    Event,
+    ServerProcess,
+    compiled_files,
+    cpu_clock_ns,
+    tell,
+    wait_gone,
+)
 from .report import machine, print_table
 
 MODULE = "benchmarks.lifecycle"
@@ -101,19 +107,6 @@ def hear_workers(server: ServerProcess, count: int) -> list[Event]:
     return [server.hear("worker", 60.0) for _ in range(count)]
 
 
-@contextmanager
-def compiled_files() -> Iterator[None]:
-    """Have all processes from here on read compiled files, as an installed package does,
-    and write them where they are removed afterwards: not to compile anew at each start
-    is a good part of what importing takes."""
-    with tempfile.TemporaryDirectory() as directory:
-        os.environ["PYTHONPYCACHEPREFIX"] = directory
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        with start(workers=1) as server:
-            server.hear("ready")
-        yield
-
-
 def importing() -> Iterator[Figure]:
     """In fresh interpreters; what Python itself imports at its start is free."""
     place = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(prefork_server.__file__))}
@@ -129,13 +122,13 @@ def importing() -> Iterator[Figure]:
         yield Figure(name, "ms", values, target)
 
 
-def starting_and_stopping() -> Iterator[Figure]:
+def starting_and_stopping(tries: int = TRIES) -> Iterator[Figure]:
     """Python's own start, and the import, are in the first figure."""
     from_start, from_call = [], []
     terms: list[float] = []
     quits: list[float] = []
     for signum, ends in ((signal.SIGTERM, terms), (signal.SIGQUIT, quits)):
-        for _ in range(TRIES):
+        for _ in range(tries):
             with start(workers=4) as server:
                 called = server.hear("called").at_ns
                 ready = server.hear("ready").at_ns
@@ -149,12 +142,12 @@ def starting_and_stopping() -> Iterator[Figure]:
     yield Figure("4 idle workers: from QUIT to exit", "ms", quits, "<= 300")
 
 
-def replacing() -> Iterator[Figure]:
+def replacing(kills: int = KILLS) -> Iterator[Figure]:
     """Workers are killed in turn, each after a life long enough to be no false start."""
     values = []
     with start(workers=8) as server:
         alive = deque(hear_workers(server, 8))
-        for _ in range(KILLS):
+        for _ in range(kills):
             oldest = alive.popleft()
             _wait_until(oldest.at_ns + LIFE_NS)
             begin = time.monotonic_ns()
@@ -164,18 +157,18 @@ def replacing() -> Iterator[Figure]:
     yield Figure("8 workers: from SIGKILL to a replacement", "ms", values, "<= 10, worst <= 100")
 
 
-def reloading() -> Iterator[Figure]:
+def costing() -> Iterator[Figure]:
     """In turns, at rest and while one reload follows the other: the times of 8 clients, and
     how many had no answer. What the forks take of the CPUs is in the times."""
     rest, busy, generations = [], [], []
     with start(4, 30, "--echo") as server:
-        address = server.hear("ready").text
+        load = Load("tcp", server.hear("ready").text, (b"hello\n",), REQUESTS, 8, closes=True)
         for _ in range(ROUNDS):
-            rest.append(put_load_on(address, REQUESTS, 8))
+            rest.append(put_load_on(load))
             hups = multiprocessing.get_context("fork").Process(target=_reload, args=(server.pid,))
             hups.start()
             try:
-                busy.append(put_load_on(address, REQUESTS, 8))
+                busy.append(put_load_on(load))
             finally:
                 hups.kill()
                 hups.join()
@@ -205,6 +198,35 @@ def _newest_generation(server: ServerProcess, settle_ns: int) -> int:
             newest = max(newest, int(server.hear("worker", settle_ns / SECOND).text))
         except TimeoutError:
             return newest
+
+
+def reloading(tries: int = TRIES) -> Iterator[Figure]:
+    """Each successor is forked when the one before it is ready."""
+    values = []
+    with start(workers=4) as server:
+        hear_workers(server, 4)
+        for _ in range(tries):
+            before = set(server.pids())
+            begin = time.monotonic_ns()
+            os.kill(server.pid, signal.SIGHUP)
+            values.append((hear_workers(server, 4)[-1].at_ns - begin) / MS)
+            while len(before & set(server.pids())) > 1:  # the master stays
+                time.sleep(0.001)
+    yield Figure("4 workers: from HUP to the last successor", "ms", values)
+
+
+def upgrading(tries: int = TRIES) -> Iterator[Figure]:
+    """To the first worker of the new master; the old one serves on for 2 s, in case."""
+    values = []
+    for _ in range(tries):
+        with start(workers=4) as server:
+            server.hear("ready")
+            begin = time.monotonic_ns()
+            os.kill(server.pid, signal.SIGUSR2)
+            successor = server.hear("ready")
+            values.append((successor.at_ns - begin) / MS)
+            os.kill(successor.pid, signal.SIGTERM)
+    yield Figure("4 workers: from USR2 to a new master that serves", "ms", values)
 
 
 def idling() -> Iterator[Figure]:
@@ -314,10 +336,20 @@ def main() -> None:
     print(machine())
     rows: list[Sequence[str]] = [("figure", "median", "worst", "unit", "count", "target")]
     measures = (
-        *(importing, starting_and_stopping, replacing, reloading),
-        *(idling, many, hanging, sleeping),
+        importing,
+        starting_and_stopping,
+        replacing,
+        reloading,
+        costing,
+        upgrading,
+        idling,
+        many,
+        hanging,
+        sleeping,
     )
     with compiled_files():
+        with start(workers=1) as server:
+            server.hear("ready")  # it compiles
         for measure in measures:
             print(f"{measure.__name__} ...", file=sys.stderr)
             rows += map(_row, measure())
