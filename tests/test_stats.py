@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from prefork_server import ConfigError, SharedCounter
+from prefork_server import ConfigError, PreforkWSGIServer, SharedCounter
 from prefork_server.bulletin import Bulletin
 from prefork_server.plan import Death
 from prefork_server.scoreboard import (
@@ -488,6 +489,45 @@ def test_handlers_that_raise_are_counted_and_clients_that_go_are_not(
         client.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER: a reset
     eventually(lambda: asked(server)["errors"] == 3)
     assert asked(server)["workers"][0]["errors"] == 3
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["own", "plain", "wsgi"])
+def test_over_http_handlers_that_raise_are_counted_too(start: Starter, kind: str) -> None:
+    server = start(f"""
+    from http.server import BaseHTTPRequestHandler
+    from prefork_server import HTTPRequestHandler, PreforkHTTPServer, PreforkWSGIServer
+    def fail(*_):
+        raise ValueError("of mine")
+    class Own(HTTPRequestHandler):
+        do_GET = fail
+    class Plain(BaseHTTPRequestHandler):
+        do_GET = fail
+    served = {{"own": Own, "plain": Plain, "wsgi": fail}}["{kind}"]
+    kind = PreforkWSGIServer if served is fail else PreforkHTTPServer
+    with kind("127.0.0.1:0", served, workers=1) as server:
+        server.serve_forever()
+    """).ready()
+    server.expect_error("of mine", "failed", "^Traceback")
+    for _ in range(2):
+        server.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    board = board_of(server)
+    eventually(lambda: read(board, SECOND).errors == 2)
+    board.close()
+
+
+def test_a_wsgi_application_may_fail_where_there_is_no_worker() -> None:
+    def fail(*_: object) -> list[bytes]:
+        raise ValueError("of mine")
+
+    with PreforkWSGIServer("127.0.0.1:0", fail) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        host, port = server.server_address
+        with socket.create_connection((host, port), PATIENCE) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert read_all(client).startswith(b"HTTP/1.1 500 ")
+        answering.join()
 
 
 @pytest.mark.processes

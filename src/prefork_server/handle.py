@@ -86,7 +86,7 @@ class MasterHandle(Account):
         self._report = -1  # the descriptor of what a worker leaves behind
         self._foreign = False
         self._busy = False
-        self._spent_ns = 0  # with all who were served, but for the present one
+        self._spent_ns = self._base_ns = 0  # with all who were served; less when the last one came
         self._tells = settings.max_workers is not None  # whether it is idle
         self._last_peer: Any = None
         self._graceful = settings.graceful_timeout
@@ -296,7 +296,7 @@ class MasterHandle(Account):
         if asked and count == self._enough:
             self._wear.served_enough()
         self._busy = True
-        words[self._busy_ns] = self._spent_ns - now_ns
+        words[self._busy_ns] = self._base_ns = self._spent_ns - now_ns
         if self._tells:
             self._tell_busy()
         self._title.show_busy(count)
@@ -314,7 +314,7 @@ class MasterHandle(Account):
             self._wear.served_enough()
         if not self._busy:  # he may have come just now
             self._busy = True
-            words[self._busy_ns] = self._spent_ns - now_ns
+            words[self._busy_ns] = self._base_ns = self._spent_ns - now_ns
             if self._tells:
                 self._tell_busy()
         self._title.show_busy_again(count)
@@ -334,8 +334,8 @@ class MasterHandle(Account):
                 self._tell_idle()
             words = self._own_words
             words[self._since] = 0
-            self._spent_ns = spent = words[self._busy_ns] + (now_ns or time.monotonic_ns())
-            words[self._busy_ns] = spent
+            now_ns = now_ns or time.monotonic_ns()
+            words[self._busy_ns] = self._spent_ns = self._base_ns + now_ns
             self._title.show_idle()
 
     def _be_ready(self) -> None:

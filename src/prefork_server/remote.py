@@ -94,7 +94,9 @@ class Remote:
         try:
             yield
         finally:
-            last = self.stats()
+            from .stats import current
+
+            last = current(board)
             with self._lock:  # nobody may ring a descriptor that is soon somebody else's
                 self._bell = self._board = None
                 self._last_stats = last

@@ -265,7 +265,9 @@ class WSGIRequestHandler(HTTPRequestHandler):
             raise error
         if self._body and self._body.fault and not reply.begun:
             raise self._body.fault
-        self.server.master._failed(error)
+        master = getattr(self.server, "master", None)
+        if master:  # handle_request() has none
+            master._failed(error)
         self._complain("the application failed", error)
         if self._over:
             return  # in close(), when the client had everything
