@@ -27,6 +27,7 @@ from .scoreboard import NEVER, SECOND
 from .settings import Settings
 from .vigil import Vigil
 
+_BLINK = 0.02  # seconds for a hand to be free, even for who would not wait for a client
 _OVERSLEPT_NS = SECOND // 4  # beyond this the main thread was asleep against its will
 
 WORKS = "a work function does by itself what it does"
@@ -351,7 +352,7 @@ class _CrewsAcceptor(Acceptor):
         seconds = crew.turn(seconds)
         self._blind = not crew.free
         if self._blind:
-            crew.wait_for_free(seconds)
+            crew.wait_for_free(max(seconds, _BLINK))
             return None
         return super().wait(seconds)
 
