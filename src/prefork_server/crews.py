@@ -20,6 +20,8 @@ from .leave import QUIET
 from .settings import Settings
 from .threads import Crew
 
+_BLINK = 0.02  # seconds for a hand to be free, even for who would not wait for a client
+
 WORKS = "a work function does by itself what it does"
 
 
@@ -128,12 +130,14 @@ class _CrewsAcceptor(Acceptor):
     """It looks at nobody unless there is a hand for him. Its guests are kept by the threads."""
 
     _crew: Crew
+    _blind = False  # when it waited last it looked at nobody, since no hand was free
 
     def wait(self, seconds: float, now_ns: int | None = None) -> socket.socket | Guest | None:
         crew = self._crew
         seconds = crew.turn(seconds)
-        if not crew.free:
-            crew.wait_for_free(seconds)
+        self._blind = not crew.free
+        if self._blind:
+            crew.wait_for_free(max(seconds, _BLINK))
             return None
         return super().wait(seconds)
 
@@ -172,7 +176,7 @@ class _CrewsAcceptor(Acceptor):
 
     @property
     def resting(self) -> bool:
-        return not self._crew.free or super().resting
+        return self._blind or super().resting
 
     @property
     def has_guests(self) -> bool:
