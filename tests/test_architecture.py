@@ -339,12 +339,11 @@ def test_the_top_level_loads_a_house_only_for_who_asks_for_a_name_of_it(house: s
     assert f"prefork_server.{house}" in _loaded_by(asked.format(", ".join(names)))
 
 
-def test_the_core_loads_the_status_where_it_is_set_and_http_only_in_the_service() -> None:
+def test_the_core_loads_the_status_and_with_it_http_only_where_it_is_set() -> None:
     known = {m for m in MODULES if any(n.startswith("status") for n in _imports(MODULES[m]))}
     assert known == {"launch"}
     loaded = _loaded_by("import prefork_server.launch")
     assert not {"prefork_server.status", "prefork_server.stats", "http"} & loaded
-    assert not {"prefork_server.http", "http"} & _loaded_by("import prefork_server.status")
 
 
 def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:

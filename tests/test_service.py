@@ -152,7 +152,7 @@ def test_a_silent_client_of_the_service_holds_no_stop_up(start: Starter) -> None
     host, _, port = server.saw(r", status on (\S+)")[0][1].rpartition(":")
     with socket.create_connection((host, int(port)), PATIENCE):
         eventually(lambda: "busy" in title(pid))
-        server.expect_error("service=status .* not gone 5s after it was told to")
+        server.expect_error("service=status .* not gone 1s after it was told to")
         assert server.quit() == 0
     assert server.count("stopped") == 1
 

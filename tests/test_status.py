@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -237,6 +238,25 @@ def test_a_unix_socket_is_for_its_user_alone_and_gone_at_the_end(
     assert got(str(path), Host="whatever")[0].status == 200
     assert server.quit() == 0
     assert not path.exists()
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_the_service_is_the_workers_user_and_the_path_is_its_own(
+    start: Starter, tmp_path: Path
+) -> None:
+    server = start(f"""{SHOWN}
+    serve(Shown, workers=1, status="unix:status.sock", user="nobody")
+    """).ready()
+    nobody = pwd.getpwnam("nobody")
+    path = tmp_path / "status.sock"
+    assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (nobody.pw_uid, 0o600)
+    (service,) = (pid for pid in server.workers() if "service" in title(pid))
+    uids = re.search(r"Uid:\s+(.*)", Path(f"/proc/{service}/status").read_text())
+    assert uids
+    assert set(uids[1].split()) == {str(nobody.pw_uid)}
+    assert got(str(path), "/readyz")[0].status == 200
+    all_idle(str(path), 1)
 
 
 @pytest.mark.processes

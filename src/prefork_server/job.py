@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .plan import Death
 
 _SILENCE = 30.0  # seconds without a sign of life from a service
-_PARTING = 5.0  # seconds it has to go, if it is only just starting on a machine that is busy
+_PARTING = 1.0  # seconds it has to go
 _PATIENCE = 5.0  # seconds with a silent client of its
 
 
@@ -54,7 +54,6 @@ class Service:
     name: str = ""  # there is none
     work: "Callable[[MasterHandle], object]" = nothing
     listeners: Sequence[Listener] = ()
-    boot: "Callable[[MasterHandle], object]" = nothing  # after the fork, and before it is ready
 
 
 NO_SERVICE = Service()
@@ -75,7 +74,7 @@ class Job:
 
     def of_service(self) -> "Job":
         """What the worker does that runs the service: none of the user's code, and when it is
-        to go, it is gone soon."""
+        to go, it is gone within a second."""
         settings = replace(
             self.settings,
             timeout=self.settings.timeout or _SILENCE,
@@ -92,6 +91,6 @@ class Job:
             settings=settings,
             work=self.service.work,
             listeners=self.service.listeners,
-            hooks=Hooks(after_fork=self.service.boot),
+            hooks=Hooks(),
             name=f"service {self.service.name}",
         )

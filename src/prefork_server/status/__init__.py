@@ -1,7 +1,6 @@
 """The status service: one worker beside the others that shows what they do, over HTTP.
 
-The core imports this where ``status`` is set, and only there; what speaks HTTP is imported in
-the service itself, after the fork.
+The core imports this where ``status`` is set, and only there.
 """
 
 from collections.abc import Iterator
@@ -16,17 +15,16 @@ from ..settings import Settings
 @contextmanager
 def listening(settings: Settings, app_name: str) -> Iterator[Service]:
     """Bind where ``settings.status`` says, for one who shows ``app_name`` there."""
+    # What speaks HTTP is loaded here, in the master: the service may be a user by then who must
+    # not read it, and whoever replaces it is there at once.
+    from .server import serve
+
     listener = listen(parse(str(settings.status)))
 
-    def boot(master: MasterHandle) -> None:
-        from . import server  # noqa: F401 - before it is ready
-
     def show(master: MasterHandle) -> None:
-        from .server import serve
-
         serve(master, settings, app_name, listener)
 
     try:
-        yield Service("status", show, [listener], boot)
+        yield Service("status", show, [listener])
     finally:
         listener.close()
