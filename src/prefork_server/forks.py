@@ -33,14 +33,13 @@ def shared_with_forks(wanted: bool) -> Iterator[None]:
     """Within, what is there now is none of the collector's business: looking at an object it
     writes to it, and in a fork that makes a copy of the page. Does nothing if not ``wanted``.
     """
-    ours = wanted and not gc.get_freeze_count()  # what the program has frozen, it may have back
     if wanted:
         gc.collect()  # or what is garbage now is kept for ever
         gc.freeze()
     try:
         yield
     finally:
-        if ours:
+        if wanted:
             gc.unfreeze()
 
 
