@@ -142,10 +142,11 @@ class Acceptor:
         if hurried or now_ns + seconds * SECOND > self._soonest_ns:
             seconds = self._nap(seconds, now_ns)
         events = self._epoll.poll(seconds)
-        if len(events) == 1 and not self._turns:
-            guest = self._guests.pop(events[0][0], None)
-            if guest:
-                return guest
+        if len(events) == 1 and not self._turns:  # as _first_of() has it, without its calls
+            fd = events[0][0]
+            alone = self._guests.pop(fd, None) or self._listeners.get(fd)
+            if alone:
+                return alone
         return self._first_of(events)
 
     def _first_of(self, events: list[tuple[int, int]]) -> socket.socket | Guest | None:

@@ -89,7 +89,20 @@ class Connection(Waiting, socket.socket):
         if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        data: bytes = self._read(_recv, b"", flags, bufsize)
+        try:  # as _read() has it, without a call more in each request
+            try:
+                data: bytes = _recv(self, bufsize, flags | _DONTWAIT)
+            except BlockingIOError:
+                if not self._waits_to_read():
+                    raise
+                if not self._wait(select.POLLIN, True):
+                    return b""
+                return self._read(_recv, b"", flags, bufsize)  # type: ignore[no-any-return]
+        except _BY_CLIENT as failure:
+            failure.by_client = True  # type: ignore[union-attr]
+            raise
+        self._asked = True
+        self._vigil.beat()
         return data
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0) -> int:
@@ -143,7 +156,15 @@ class Connection(Waiting, socket.socket):
     # Writing
 
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
-        sent: int = self._write(_send, flags, self, data)
+        try:  # as _write() has it, without a call more in each request
+            sent = _send(self, data, flags | _NO_SIGPIPE)
+        except BlockingIOError:
+            return self._write(_send, flags, self, data)  # type: ignore[no-any-return]
+        except _BY_CLIENT as failure:
+            failure.by_client = True  # type: ignore[union-attr]
+            raise
+        self._asked = False
+        self._vigil.beat()
         return sent
 
     def send_now(self, data: "ReadableBuffer") -> int:
@@ -233,7 +254,7 @@ class Connection(Waiting, socket.socket):
                 try:
                     result = operation(self, *args, flags | _DONTWAIT)
                 except BlockingIOError:
-                    if self._hasty == threading.get_ident() or not self._waits():
+                    if not self._waits_to_read():
                         raise
                     if not self._wait(select.POLLIN, True):
                         return nothing
@@ -269,6 +290,9 @@ class Connection(Waiting, socket.socket):
         except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
             raise
+
+    def _waits_to_read(self) -> bool:
+        return self._hasty != threading.get_ident() and self._waits()
 
     def _waits(self) -> bool:
         """Whether to wait is ours: foreign code may have set O_NONBLOCK below us."""
