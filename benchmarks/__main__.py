@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import report, servers, turnover
+from . import memory, report, servers, turnover
 from .lifecycle import Figure
 from .processes import compiled_files
 from .report import machine
@@ -87,8 +87,9 @@ def run(terms: Terms, keys: tuple[str, ...], scaling: int, tries: int) -> dict[s
     before = os.getloadavg()[0]
     runner = Runner(terms)
     total = sum(len(runner.taking_part(workload)) for workload in chosen) * terms.rounds
-    total += scaling * runner.scaling_steps + (turnover.STEPS if tries else 0)
+    total += scaling * runner.scaling_steps + (turnover.STEPS + 1 if tries else 0)
     figures: list[Figure] = []
+    own: float | None = None
     with compiled_files(), surroundings(), progress(total) as runner.step:
         for family in dict.fromkeys(workload.family for workload in chosen):
             runner.compare(family, [each for each in chosen if each.family == family])
@@ -97,6 +98,8 @@ def run(terms: Terms, keys: tuple[str, ...], scaling: int, tries: int) -> dict[s
             runner.by_connections(scaling)
         if tries:
             figures = list(turnover.turnover(runner, tries))
+            runner.step("M1 prefork_server")
+            own = memory.worker_percent()
     return {
         "machine": f"{machine()} at the end and {before:.1f} at the start",
         "versions": versions(),
@@ -105,6 +108,7 @@ def run(terms: Terms, keys: tuple[str, ...], scaling: int, tries: int) -> dict[s
         "workloads": {each.key: _told(each) for each in chosen},
         "samples": [asdict(sample) for sample in runner.samples],
         "wrk": runner.wrk,
+        "memory": {"worker_percent": own},
         "lifecycle": [asdict(figure) for figure in figures],
     }
 

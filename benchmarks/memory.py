@@ -128,6 +128,19 @@ class Measured:
                     self.in_all.append(shares + _rollup("Pss:", server.pid))
 
 
+def cost(kind: str, freeze: bool) -> tuple[list[float], list[int]]:
+    """Bytes: what the load costs each worker, forked, collected, walked; and what all need."""
+    bare, full = Measured("nothing", freeze), Measured(kind, freeze)
+    own = [max(0.0, a - b) for a, b in zip(full.private, bare.private, strict=True)]
+    return own, full.in_all
+
+
+def worker_percent() -> float:
+    """M1: what objects cost each worker after a collection, in percent of them."""
+    own, _ = cost("objects", freeze=True)
+    return 100 * own[1] / SIZE
+
+
 def _asked(client: Any) -> tuple[int, int]:
     client.write(b"measure\n")
     own, share = client.readline().split()
@@ -147,17 +160,13 @@ def main() -> None:
     rows: list[tuple[str, ...]] = [heads]
     for kind in list(KINDS)[1:]:
         for freeze in (False, True):
-            bare, full = Measured("nothing", freeze), Measured(kind, freeze)
-            own = [
-                f"{max(0.0, a - b) / MIB:.1f}"
-                for a, b in zip(full.private, bare.private, strict=True)
-            ]
+            own, in_all = cost(kind, freeze)
             rows.append(
                 (
                     kind,
                     "yes" if freeze else "no",
-                    *own,
-                    *(f"{each / MIB:.0f}" for each in full.in_all[1:]),
+                    *(f"{each / MIB:.1f}" for each in own),
+                    *(f"{each / MIB:.0f}" for each in in_all[1:]),
                 )
             )
     print_table(f"MiB that {SIZE // MIB} MiB cost each of {WORKERS} workers", rows)

@@ -143,10 +143,9 @@ def targets(results: Results) -> list[list[str]]:
 
 
 def _memory(results: Results) -> list[str]:
-    """What ``make bench-memory`` has left beside these results, if it was run."""
     percent = results.get("memory", {}).get("worker_percent")
     if percent is None:
-        return [NOBODY, "make bench-memory measures it"]
+        return [NOBODY, "not measured"]
     return [f"{percent:.1f} %", "hit" if percent <= 3 else "MISS"]
 
 

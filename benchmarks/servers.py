@@ -35,6 +35,7 @@ class Contestant:
     offers: str
     needs: tuple[str, ...] = ()  # modules and programs
     holds: Literal["many", "one each", "one"] = "many"  # open connections, each worker or all
+    hands: int = 1  # of each worker, for one connection each
     parks: tuple[str, ...] = ()  # the families in which it holds many all the same
     share: float = 1.0  # of the requests, for those that take many times as long
     is_wsgi: bool = False
@@ -48,7 +49,7 @@ class Contestant:
         """Whether so many may stay open, and all of them be answered."""
         if self.holds == "many" or family in self.parks:
             return True
-        return connections <= (workers if self.holds == "one each" else 1)
+        return connections <= (workers * self.hands if self.holds == "one each" else 1)
 
 
 def _is_here(need: str) -> bool:
@@ -66,6 +67,7 @@ NOTHING = "-"
 
 # The first is the one that all others are compared with.
 PREFORK, PREFORK_WSGI = "prefork_server", "prefork_server, WSGI"
+PREFORK_THREADS = "prefork_server, 4 threads each"
 PREFORK_ASYNCIO, PREFORK_UVLOOP = "prefork_server, asyncio", "prefork_server, uvloop"
 C_BLOCK, C_EPOLL, NGINX = "C, blocking accept", "C, epoll", "nginx"
 THREADS, FORKS = "socketserver, ThreadingMixIn", "socketserver, ForkingMixIn"
@@ -95,6 +97,8 @@ _wsgi = partial(Contestant, families=WEB, is_wsgi=True)
 CONTESTANTS: tuple[Contestant, ...] = (
     Contestant(PREFORK, serving.ours, ALL, OURS, holds="one each", parks=WEB),
     _wsgi(PREFORK_WSGI, serving.our_wsgi, offers=OURS),
+    Contestant(PREFORK_THREADS, partial(serving.ours, threads=4), ALL, OURS, holds="one each",
+               hands=4, parks=WEB),
     Contestant(PREFORK_ASYNCIO, partial(serving.our_loop, loop="asyncio"), ALL, OURS),
     Contestant(PREFORK_UVLOOP, partial(serving.our_loop, loop="uvloop"), ALL, OURS, ("uvloop",)),
     Contestant(C_BLOCK, partial(serving.limit, mode="block"), ALL, NOTHING, ("cc",),
