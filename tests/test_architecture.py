@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "terminal": {"scoreboard"},
     "reaper": set(),
     "account": {"scoreboard", "signals", "stats", "wear"},
-    "counter": {"errors", "here", "settings"},
+    "counter": {"errors", "here", "scoreboard", "settings"},
     "bulletin": {"acceptor", "counter", "listeners", "plan", "reaper", "scoreboard"},
     "stats": {"counter", "plan", "reports", "scoreboard"},
     "wear": {"scoreboard", "settings"},
@@ -233,7 +233,7 @@ MAY_CALL = {
     "sys.exit": set(),
     "time.time": {"http.handler", "http.access"},  # dates for people; durations are monotonic
     "datetime.now": set(),
-    "time.sleep": {"listeners", "pidfile"},  # before anything is forked
+    "time.sleep": {"listeners", "paths", "pidfile"},  # before anything is forked
     "os.system": set(),
     "tempfile.mktemp": set(),
     "pickle.loads": set(),

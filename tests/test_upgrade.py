@@ -717,6 +717,23 @@ if __name__ == "__main__":
     stopped(server, successor)
 
 
+def test_systemd_is_told_that_the_old_master_is_the_main_process_again(
+    start: Starter, version: Path, tmp_path: Path
+) -> None:
+    init = Init(str(tmp_path / "notify"))
+    with init.socket:
+        server = start(BOTH, env={**os.environ, "NOTIFY_SOCKET": init.address}).ready()
+        assert f"MAINPID={server.pid}" in init.hears("READY=1")
+        server.expect_error("upgrade failed")
+        server.signal(signal.SIGUSR2)
+        server.saw("master pid=.* ready", 2)
+        successor = int(server.saw(r"started a successor, pid=(\d+)")[0][1])
+        assert f"MAINPID={successor}" in init.hears("READY=1")
+        server.signal(signal.SIGKILL, successor)
+        assert f"MAINPID={server.pid}" in init.hears("READY=1")
+        server.saw("upgrade failed, this master serves on")
+
+
 def test_systemd_is_told_who_is_the_main_process_now(
     start: Starter, version: Path, tmp_path: Path
 ) -> None:

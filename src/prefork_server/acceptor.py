@@ -311,7 +311,7 @@ class Acceptor:
 
     @property
     def awaits_somebody(self) -> bool:
-        return any(guest.awaited for guest in self._guests.values())
+        return any(guest.awaited for guest in list(self._guests.values()))
 
     def close(self) -> None:
         """Take no more, and close the listeners: nobody must find them open and unattended."""

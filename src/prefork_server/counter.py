@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 from .errors import ConfigError
 from .here import in_worker, slot_here
+from .scoreboard import SERVICES
 from .settings import MAX_WORKERS
 
 _LONGEST = 64  # characters of a name
@@ -53,7 +54,7 @@ class SharedCounter:
             )
         self.name: str = name
         # One word a slot, which only the worker there writes to; the first is the master's.
-        self._words = memoryview(mmap.mmap(-1, (2 * MAX_WORKERS + 1) * 8)).cast("q")
+        self._words = memoryview(mmap.mmap(-1, (2 * MAX_WORKERS + 1 + SERVICES) * 8)).cast("q")
         _counters[name] = self
 
     def __repr__(self) -> str:

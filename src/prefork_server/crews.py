@@ -86,10 +86,12 @@ class _CrewsHandle(MasterHandle):
         with self._crew.lock:
             self._crew.took()
             super()._took(peer, asked)
+            self._crew.keep_word()
 
     def _took_again(self, guest: Guest) -> None:
         with self._crew.lock:
             super()._took_again(guest)
+            self._crew.keep_word()
         self._crew.meets(guest.peer)
         self._crew.beat()
 
@@ -100,7 +102,7 @@ class _CrewsHandle(MasterHandle):
     def _be_idle(self, now_ns: int = 0) -> None:
         with self._crew.lock:
             if self._crew.all_free():
-                super()._be_idle(now_ns)
+                super()._be_idle()  # by a time from before the lock a request would end too early
 
     def _tell_busy(self) -> None:
         pass  # it can take more until no hand is free: see Crew._tell
@@ -112,6 +114,15 @@ class _CrewsHandle(MasterHandle):
         super()._disown()
         self._crew.lock = threading.Lock()  # in a fork, whose threads may have held it
 
+    def _from_deserted(self) -> Iterator[socket.socket]:
+        crew, end = self._crew, time.monotonic() + self._graceful / 2
+        for ready in super()._from_deserted():
+            while not crew.free and time.monotonic() < end:
+                crew.wait_for_free(max(crew.turn(self._pause), _BLINK))
+            if not crew.free:
+                return
+            yield ready
+
     def _take_leave(self, acceptor: Acceptor) -> Iterator[socket.socket | Guest]:
         crew = self._crew
         crew.be_over()
@@ -121,6 +132,8 @@ class _CrewsHandle(MasterHandle):
         while crew.is_busy() or (acceptor.has_guests and time.monotonic() < end):
             if crew.is_busy():
                 end = time.monotonic() + QUIET
+            if self._rotation != self._words[self._newest_rotation]:
+                self._follow_rotation()
             ready = acceptor.wait(min(self._pause, QUIET))
             if ready is not None:
                 yield ready

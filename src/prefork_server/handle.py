@@ -224,10 +224,11 @@ class MasterHandle(Leave):
         words[self._requests] = count = words[self._requests] + asked
         if asked and count == self._enough:
             self._wear.served_enough()
-        self._busy = True
-        words[self._busy_ns] = self._base_ns = self._spent_ns - now_ns
-        if self._tells:
-            self._tell_busy()
+        if not self._busy:  # with threads others may be being served
+            self._busy = True
+            words[self._busy_ns] = self._base_ns = self._spent_ns - now_ns
+            if self._tells:
+                self._tell_busy()
         self._title.show_busy(count)
         self._last_peer = peer
         self._board.set_peer(self.slot, peer)

@@ -164,6 +164,9 @@ class Inheritance:
         for one in self._left:
             os.close(one.fd)
         self._sockets, self._lock = [], None
+        if self._talk < 0:  # he is gone already
+            for one in self._left:
+                one.unlink()
 
 
 @cache

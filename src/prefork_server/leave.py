@@ -104,6 +104,7 @@ class Leave(Account):
             ready = acceptor.wait(max(0.0, quiet_since + quiet - now))
             if ready is not None:
                 yield ready
+                self._be_idle()
             now = time.monotonic()
             if ready is not None or acceptor.resting:
                 quiet_since = now

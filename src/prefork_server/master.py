@@ -32,7 +32,7 @@ from .reasons import company, why_given_up, why_killed, why_retired
 from .remote import Remote
 from .reports import Reports
 from .rotation import Rotation
-from .scoreboard import LEFT, SECOND, SERVING, SINCE, STATE, Scoreboard, in_ns
+from .scoreboard import IN_HAND, LEFT, SECOND, SERVING, SINCE, STATE, Scoreboard, in_ns
 from .settings import MAX_WORKERS
 from .signals import HEARD, WHERE, Inbox, Relay, all_blocked
 from .systemd import Notifier
@@ -66,7 +66,9 @@ class Master:
         self._terminal = Terminal()
         self._on_main_thread = threading.current_thread() is threading.main_thread()
         # On another it is the program that is the service, and not we.
-        self._notifier = Notifier(os.environ if self._on_main_thread else {})
+        self._notifier = Notifier(
+            os.environ if self._on_main_thread else {}, inheritance().is_awaited
+        )
         self._journal = Journal(job.logger, self._pid, self._notifier)
         self._say = self._journal.say
         self._bulletin = Bulletin(self._board, job.listeners)
@@ -83,10 +85,9 @@ class Master:
 
     def __repr__(self) -> str:
         workers = list(self._pool)
-        busy = sum(1 for w in workers if self._board.get(w.slot, SINCE))
         retiring = sum(1 for w in workers if w.retiring)
         return (
-            f"<Master pid={os.getpid()}: {len(workers)} workers, {busy} busy, "
+            f"<Master pid={os.getpid()}: {len(workers)} workers, {self._busy()} busy, "
             f"{retiring} retiring, generation {self._pool.generation}>"
         )
 
@@ -130,9 +131,12 @@ class Master:
     def _everybody(self) -> list[WorkerHandle]:
         return [worker for pool in self._pools for worker in pool]
 
+    def _busy(self) -> int:
+        board = self._board
+        return sum(any(board.get(each.slot, w) for w in (SINCE, IN_HAND)) for each in self._pool)
+
     def _status(self) -> str:
-        busy = sum(1 for worker in self._pool if self._board.get(worker.slot, SINCE))
-        return f"{busy}/{len(self._pool)} workers busy, generation {self._pool.generation}"
+        return f"{self._busy()}/{len(self._pool)} workers busy, generation {self._pool.generation}"
 
     def _now(self) -> int:
         """The time. Notices when we were asleep against our will, with the workers or without.
@@ -172,7 +176,8 @@ class Master:
 
     def _tried_again(self, worker: WorkerHandle, now_ns: int) -> bool:
         """Whether it was another try of a reload that has failed: its failure is no news."""
-        return self._pool.reload_failed and self._pool.serves_on(worker, now_ns) > 0
+        pool = self._pool_of(worker)
+        return pool.reload_failed and pool.serves_on(worker, now_ns) > 0
 
     def _dead(self) -> Iterator[tuple[WorkerHandle, int | None, Used]]:
         """The workers that are gone, as ``reaped`` has it."""
@@ -192,14 +197,16 @@ class Master:
         if self._pool.stopping:
             if not len(self._pool):
                 self._end_service()
-            if not self._everybody():
+            over = not self._everybody() and not self._upgrade.is_waited_for
+            if over:
                 self._say(logging.INFO, "stopped", None, "stopped")
-            return not self._everybody()
+            return over
         if self._pool.any_ready() and not self._announced:
             self._announce()
         # To be ready is not enough: the old master would leave for workers that crash at once.
         if inheritance().is_awaited() and self._pool.any_of_use(self._seen_ns):
             inheritance().be_ready()
+            self._notifier.hear("ready", self._pid)
             self._journal.run_hook("pid_path", self._claim.renew)
         return False
 

@@ -9,8 +9,11 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+
+_TRIES, _PAUSE = 20, 0.05  # for the lock: a second in all
 
 
 def bind_unix(sock: socket.socket, path: str, backlog: int | None) -> None:
@@ -32,7 +35,14 @@ def _way_made(path: str) -> Iterator[None]:
     """Only one starter at a time looks, removes and binds in a directory."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        for left in reversed(range(_TRIES)):  # a moment for who starts now; not for a stranger
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise OSError(errno.EAGAIN, "its directory is locked by another") from None
+                time.sleep(_PAUSE)
         _remove_stale(path)
         yield
     finally:

@@ -148,7 +148,7 @@ def _check(path: str, there: os.stat_result) -> None:
 def _is_at(path: str, fd: int) -> bool:
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
-    except FileNotFoundError:
+    except OSError:  # gone, or nothing that we may see
         return False
 
 

@@ -96,10 +96,9 @@ class Remote:
         finally:
             from .stats import current
 
-            last = current(board)
             with self._lock:  # nobody may ring a descriptor that is soon somebody else's
                 self._bell = self._board = None
-                self._last_stats = last
+                self._last_stats = current(board)
 
     def stats(self) -> "Stats":
         """What the server is doing, or what it had done when it ended. RuntimeError before it

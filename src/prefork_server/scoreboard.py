@@ -226,6 +226,7 @@ class Scoreboard:
             self.add(PAST_ERRORS, self.get(slot, ERRORS))
             self.add(PAST_BUSY, self.busy_ns(slot, now_ns))
         self.set(0, MOVING, moving + 1)
+        self.set_idle(slot, False)
 
     def add(self, field: int, count: int) -> None:
         """To a word of row 0. Workers could have written anything to either."""

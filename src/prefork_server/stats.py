@@ -222,15 +222,24 @@ def _listeners(general: dict[str, Any]) -> Iterator[ListenerStats]:
     told = general.get("listeners")
     for each in told if isinstance(told, list) else ():
         match each:
-            case [str(address), int() | None as queue]:
-                yield ListenerStats(cleaned(address.encode()), queue)
+            case [str(address), int() | None as queue] if _is_bounded(queue or 0):
+                yield ListenerStats(_clean(address), queue)
 
 
 def _counters(general: dict[str, Any]) -> Iterator[tuple[str, int]]:
     told = general.get("counters")
     for name, value in told.items() if isinstance(told, dict) else ():
-        if type(value) is int:
-            yield cleaned(name.encode()), value
+        if type(value) is int and _is_bounded(value):
+            yield _clean(name), value
+
+
+def _clean(text: str) -> str:
+    return cleaned(text.encode("utf-8", "replace"))
+
+
+def _is_bounded(number: float) -> bool:
+    """Not beyond any word of the scoreboard; nor is NaN, or infinity."""
+    return -NEVER <= number <= NEVER
 
 
 _KINDS = {"ago": int} | {
@@ -245,7 +254,9 @@ def _death(told: dict[str, Any], now_ns: int) -> Death | None:
         return None
     if not all(isinstance(told[name], kind) for name, kind in _KINDS.items()):
         return None
-    texts = {name: cleaned(told[name].encode("utf-8", "replace")) for name in ("report", "why")}
+    if not all(_is_bounded(each) for each in told.values() if isinstance(each, int | float)):
+        return None
+    texts = {name: _clean(told[name]) for name in ("report", "why")}
     return Death(**(told | texts | {"ago": _seconds(now_ns - told["ago"])}))
 
 

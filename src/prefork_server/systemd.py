@@ -26,6 +26,7 @@ _WORDS: Final = {
     "reloading": "RELOADING=1",
     "reloaded": "READY=1",
     "reload_failed": "READY=1",
+    "upgrade_failed": "READY=1",  # whom the successor said to be the main process is gone
     "stopping": "STOPPING=1",
 }
 
@@ -33,10 +34,16 @@ _WORDS: Final = {
 class Notifier:
     """Tells the init system how the server is, if it has asked to be told.
 
-    ``period_ns`` is how often it wants to hear from the master's loop, at least.
+    ``period_ns`` is how often it wants to hear from the master's loop, at least. While
+    ``awaited()``, a predecessor may still serve on instead, and nothing is said of being ready.
     """
 
-    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        environ: MutableMapping[str, str] = os.environ,
+        awaited: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._awaited = awaited
         address = environ.pop("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
@@ -49,6 +56,8 @@ class Notifier:
 
     def hear(self, event: str, pid: int) -> None:
         """An event of the journal's; ``pid`` is the master's whom it is about."""
+        if event == "ready" and self._awaited():
+            return
         if self._address and event in _WORDS:
             lines = [_WORDS[event], f"MAINPID={pid}"]
             if event == "reloading":

@@ -202,6 +202,11 @@ class Crew:
         if number is not None and self._work[number][0] is not peer:
             self._work[number] = peer, *self._work[number][1:]
 
+    def keep_word(self) -> None:
+        """What one of them has announced holds, whatever another has said since."""
+        words, at = self._master._own_words, self._master._deadline
+        words[at] = max(words[at], self._announced_ns)
+
     def took(self) -> None:
         """With the lock: somebody new, whom no thread has yet."""
         self.handing, self._lent_ns = True, 0  # what came before was for taking it

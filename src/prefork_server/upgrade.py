@@ -125,9 +125,14 @@ class Upgrade:
         """We are told to stop: so is it. Before it hears signals, QUIT would leave a core."""
         if self._pid:
             self._listen(now_ns)
-            graceful = self._hears and not hurry
             self._ended_by_us = True
-            self._signal(signal.SIGQUIT if graceful else signal.SIGTERM)
+            now = signal.SIGINT if self._hears else signal.SIGTERM  # which may mean gracefully
+            self._signal(signal.SIGQUIT if self._hears and not hurry else now)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody is about to end whom we have told to: what is left is ours again."""
+        return self._pid > 0 and self._hears
 
     def close(self) -> None:
         """We are gone: what there is of a successor has everything. Who was told to end before
@@ -172,10 +177,11 @@ class Upgrade:
         }
         fds = [theirs.fileno(), *(each.fd for each in sockets), *([lock[1]] if lock else [])]
         try:
+            text = json.dumps(will)
             with all_blocked() as mask:
                 pid = fork()
                 if pid == 0:
-                    _become_successor(json.dumps(will), fds, mask)
+                    _become_successor(text, fds, mask)
         except OSError:
             drop(ours.detach())
             raise

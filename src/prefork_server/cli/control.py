@@ -180,7 +180,8 @@ def _stop_holder(path: str, signum: int, end: float) -> tuple[int, bool]:
     pidfd, pid = holder(path)
     try:
         # Until it has handlers of its own, a signal is its end, and the file stays.
-        wait(f"pid {pid} is only just starting", _REAPED, lambda: hears(pid, signum))
+        if not wait(f"pid {pid} is only just starting", _REAPED, lambda: hears(pid, signum)):
+            raise NotDone(f"pid {pid} does not hear {signal.Signals(signum).name}")
         signal.pidfd_send_signal(pidfd, signum)
         return pid, _wait(pidfd, pid, end)
     except ProcessLookupError:

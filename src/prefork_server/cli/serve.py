@@ -287,7 +287,7 @@ class _Run:
         if self.told["loops"]:
             from ..aio.turns import Shares
 
-            self.shares = Shares(self.settings.workers)
+            self.shares = Shares(self.settings.max_workers or self.settings.workers)
         launch = Launch(
             settings=self.settings,
             app_name=self.settings.app_name or self.target.app_name,

@@ -25,6 +25,10 @@ def _send_none(data: Any) -> int:
     return 0  # over TLS, and on sockets of others: that may have to wait
 
 
+def _say_nothing() -> None:
+    pass
+
+
 class Reply:
     """What handlers call ``wfile``. A write is sent at once; a head waits for the first one.
 
@@ -33,8 +37,9 @@ class Reply:
     """
 
     __slots__ = (
-        "_allow", "_connection", "_send_now", "_timeout", "begun", "excess", "left", "length",
-        "lines", "mode", "pending", "raw", "said_connection", "status", "streamed", "whole",
+        "_allow", "_beat", "_connection", "_send_now", "_timeout", "begun", "excess", "left",
+        "length", "lines", "mode", "pending", "raw", "said_connection", "status", "streamed",
+        "whole",
     )  # fmt: skip
 
     closed: bool = False  # it ends with its connection
@@ -46,6 +51,7 @@ class Reply:
         # what the kernel holds for it, a third or so: who takes a byte now and then is late.
         self._allow = connection.allow if isinstance(connection, Waiting) else connection.settimeout
         self._send_now = getattr(connection, "send_now", _send_none)
+        self._beat = connection._vigil.beat if isinstance(connection, Waiting) else _say_nothing
         self.reset()
 
     def reset(self) -> None:
@@ -133,6 +139,7 @@ class Reply:
             self._send_head(data)
         elif size:
             self._send(data)
+        self._beat()  # who writes lives; the answer in one piece, above, is soon over
         return size
 
     def flush(self) -> None:

@@ -4,6 +4,7 @@ import ipaddress
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..handle import MasterHandle
@@ -113,7 +114,8 @@ class _Server(PreforkHTTPServer):
 def serve(master: MasterHandle, settings: Settings, app_name: str, listener: Listener) -> None:
     """In the service: until it is told to go."""
     address = parse(str(settings.status))
-    server = _Server(str(settings.status), _Handler, False, settings=settings)
+    alone = replace(settings, threads=1)
+    server = _Server(str(settings.status), _Handler, False, settings=alone)
     server.socket.close()
     server.socket = listener.socket
     server.app_name, server.succeeds = app_name, inheritance().is_successor()
