@@ -18,6 +18,8 @@ from benchmarks.report import Spread, Target
 from benchmarks.runner import Cpus, Runner, Terms
 from benchmarks.servers import C_BLOCK, PREFORK, SYNC
 
+from .conftest import unmeasured
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -195,6 +197,7 @@ def test_a_small_run_of_the_whole_writes_its_results(tmp_path: Path):
     run = subprocess.run(
         [sys.executable, "-W", "error", "-m", "benchmarks", *arguments, "--results", tmp_path],
         cwd=ROOT,
+        env=unmeasured(),
         capture_output=True,
         text=True,
         check=False,

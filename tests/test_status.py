@@ -24,7 +24,17 @@ from prefork_server.status.server import _Server
 from prefork_server.status.table import table
 from prefork_server.status.words import duration, size
 
-from .conftest import PATIENCE, ROOT, Server, Starter, children, eventually, read_all, title
+from .conftest import (
+    PATIENCE,
+    ROOT,
+    Server,
+    Starter,
+    children,
+    eventually,
+    read_all,
+    title,
+    unmeasured,
+)
 from .test_control import asked
 from .test_http_clients import browsed
 
@@ -383,8 +393,10 @@ def test_silent_clients_and_endless_lines_keep_nobody_out(start: Starter) -> Non
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(180)
 def test_fifty_reloads_leave_as_many_descriptors_and_one_service(start: Starter) -> None:
-    server = start(f"{SHOWN}\n    serve(Shown, workers=1, status='127.0.0.1:0')")
+    program = f"{SHOWN}\n    serve(Shown, workers=1, status='127.0.0.1:0')"
+    server = start(program, env=unmeasured())
     where = at(server.ready())
 
     def alone() -> bool:
