@@ -245,7 +245,8 @@ def test_what_ctrl_backslash_sends_to_all_is_a_graceful_stop(start: Starter) -> 
     clients = [server.connect() for _ in range(6)]
     server.saw("in the handler", times=2)  # and four wait in the queue
     os.killpg(server.pid, signal.SIGQUIT)
-    server.saw("SIGQUIT: stopping 2 workers gracefully")
+    # Or 3: a worker may leave before the master has heard it, and be replaced.
+    server.saw("SIGQUIT: stopping [23] workers gracefully")
     for client in clients:
         with client:
             client.sendall(b"hello\n")
