@@ -656,8 +656,10 @@ def test_what_a_worker_writes_where_it_should_not_does_not_end_the_master(
         server.saw("spoilt")
     if signum:
         server.signal(signum)
-    for _ in range(4):
-        assert server.ask() == b"hello"
+    served = 0
+    while served < 4:  # a sibling that was told to go may take a client with it
+        with suppress(ConnectionError):
+            served += server.ask() == b"hello"
     server.signal(signal.SIGQUIT)
     assert server.wait() == 0
 

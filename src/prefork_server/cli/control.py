@@ -29,7 +29,7 @@ from ..scoreboard import (
     UPGRADES_FAILED,
     WANTED,
 )
-from .holder import Holder, NotDone, hears, held, holder, names, others, wait
+from .holder import Holder, NotDone, hears, held, holder, names, others, parent_of, wait
 from .options import PROG, Misuse, Options
 
 _REAPED = 5.0  # seconds until a master that serves on has written its pid
@@ -161,31 +161,33 @@ def _stop(options: Options) -> int:
     end = float("inf") if within is None else time.monotonic() + within
     signum = signal.SIGINT if options.values["now"] else signal.SIGQUIT
     while True:
-        pid, gone = _stop_holder(path, signum, end)
+        pid, parent, gone = _stop_holder(path, signum, end)
         if not gone:
             sys.stderr.write(f"{PROG}: pid {pid} is still there after {within:g}s\n")
             return 1
-        if not names(path, pid):
-            return 0
         written = partial(_is_renewed, path, pid)
         wait(f"waiting for who started pid {pid}", _REAPED, written)
+        if not (names(path, pid) or names(path, parent)):
+            return 0
 
 
 def _is_renewed(path: str, pid: int) -> bool:
     return not names(path, pid)
 
 
-def _stop_holder(path: str, signum: int, end: float) -> tuple[int, bool]:
-    """Its pid, and whether it is gone."""
+def _stop_holder(path: str, signum: int, end: float) -> tuple[int, int, bool]:
+    """Its pid, that of its parent, which is the old master's of a successor, and whether it is
+    gone."""
     pidfd, pid = holder(path)
+    parent = parent_of(pid)
     try:
         # Until it has handlers of its own, a signal is its end, and the file stays.
         if not wait(f"pid {pid} is only just starting", _REAPED, lambda: hears(pid, signum)):
             raise NotDone(f"pid {pid} does not hear {signal.Signals(signum).name}")
         signal.pidfd_send_signal(pidfd, signum)
-        return pid, _wait(pidfd, pid, end)
+        return pid, parent, _wait(pidfd, pid, end)
     except ProcessLookupError:
-        return pid, True  # it went by itself
+        return pid, parent, True  # it went by itself
     except PermissionError as error:
         raise Misuse(others(pid, path)) from error
     finally:

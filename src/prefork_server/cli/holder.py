@@ -115,6 +115,15 @@ def links(pid: int, name: str) -> list[str]:
     return found
 
 
+def parent_of(pid: int) -> int:
+    """0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def hears(pid: int, signum: int) -> bool:
     """Whether a handler of its own is there."""
     return signum in signals_of(f"/proc/{pid}/status", "SigCgt")

@@ -24,7 +24,7 @@ from ..reports import STACKS, cleaned
 from ..signals import SHOW
 from ..stats import WorkerStats
 from ..status.table import table
-from .holder import Holder, NotDone, hears, held, links, others, signals_of, wait
+from .holder import Holder, NotDone, hears, held, links, others, parent_of, signals_of, wait
 from .options import Misuse, Options
 
 _PATIENCE = 2.0  # seconds for one worker to answer; one that is stopped never does
@@ -117,7 +117,7 @@ def _shown(row: WorkerStats, master: int, paper: int) -> str:
     except (OSError, OverflowError):
         raise NotDone("it is gone") from None
     try:
-        if _parent(row.pid) != master:  # looked at when we have hold of it
+        if parent_of(row.pid) != master:  # looked at when we have hold of it
             raise NotDone("it is gone")
         if not hears(row.pid, SHOW):
             raise NotDone("it is only just starting")
@@ -141,14 +141,6 @@ def _shown(row: WorkerStats, master: int, paper: int) -> str:
 def _workers_own(stack: str) -> str:
     """Without the frames below the worker, which were the master's at the fork."""
     return re.sub(r"\n  File .* in become_worker(\n  File .*)*", "", stack)
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return int(stat.read().rpartition(b")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def _pending(pid: int) -> set[int]:
