@@ -409,7 +409,7 @@ def test_fifty_reloads_leave_as_many_descriptors_and_one_service(start: Starter)
         while not server.count(f"generation {generation} serves"):
             server.ask(b"hello")  # then it has been of use
     eventually(alone)
-    eventually(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) == before)
+    eventually(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) <= before)
     told = figures(where)
     assert told["generation"] == 51
     assert [death["why"] for death in told["last_deaths"]] == ["replaced"] * 20

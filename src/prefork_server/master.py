@@ -97,6 +97,7 @@ class Master:
             for listener in (*self._job.listeners, *self._job.service.listeners):
                 listener.serve()
             with self._remote.ringing(self._inbox.bell, self._board), self._inbox.hearing(HEARD):
+                inheritance().hears()  # before any worker of ours can have a client to lose
                 if self._on_main_thread:
                     self._title.show("master")
                 try:
@@ -217,7 +218,6 @@ class Master:
         beside = [each.address for each in self._job.service.listeners]
         how = f", {self._job.service.name} on {', '.join(beside)}" if beside else ""
         self._journal.ready(addresses, how)
-        inheritance().hears()
         self._run_hook("ready", addresses)
         self._remote.is_ready(addresses)
 

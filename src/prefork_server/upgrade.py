@@ -5,7 +5,7 @@ The protocol, spoken over a socket pair; the new master's half is in ``inheritan
     the old master                          the new one
     forks, executes the same command   -->  takes the sockets over, by the addresses in the
                                             program, and the lock of the pid file
-                                       <--  HEARS: its first worker is ready, and signals are heard
+                                       <--  HEARS: signals are heard, and no worker forked yet
     goes on serving                    <--  READY: a worker has served somebody, or for a second
     2 s later, if it still lives: YOURS, -> may remove the paths and the pid file from now on
     and leaves
