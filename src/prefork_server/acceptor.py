@@ -132,12 +132,12 @@ class Acceptor:
         Everybody who is ready has a turn before anybody has another: who is kept cannot
         starve who comes.
         """
-        if self._taken_ns:
-            self._settle_last()
-        if self._turns:
-            return self._turns.popleft()
         if now_ns is None:
             now_ns = time.monotonic_ns()
+        if self._taken_ns:
+            self._settle_last(now_ns)
+        if self._turns:
+            return self._turns.popleft()
         hurried = self._next_turns or self._resting_until_ns
         if hurried or now_ns + seconds * SECOND > self._soonest_ns:
             seconds = self._nap(seconds, now_ns)
@@ -204,13 +204,20 @@ class Acceptor:
 
     def accept(self, listener: socket.socket) -> tuple[Any, Any] | None:
         """Take one connection. None: nobody there after all. OSError: the listener is broken."""
-        try:
-            taken = self._take(listener, self._patience)
+        try:  # as _take() and took() have it, without their calls for each connection
+            fd, peer = _accept(listener)
+            connection: Any = Connection(
+                *self._kinds[listener.fileno()], fd, self.vigil, self._patience
+            )
+            if self.wrap:
+                connection = self.wrap(connection, self.vigil)
         except OSError as error:
             self.failed(error)
             return None
-        self.took(taken[0])
-        return taken
+        self._pause = 0.0
+        self._taken = connection
+        self._taken_ns = time.monotonic_ns()
+        return connection, peer
 
     def _take(self, listener: socket.socket, patience: float | None) -> tuple[Any, Any]:
         fd, peer = _accept(listener)
@@ -334,7 +341,7 @@ class Acceptor:
         for connection in self._answering.values():
             connection.close()
 
-    def _settle_last(self) -> None:
+    def _settle_last(self, now_ns: int) -> None:
         """Go to the end of the line after a connection that is kept, or that took long.
 
         The kernel wakes the worker that enlisted first. For short connections that is
@@ -349,7 +356,7 @@ class Acceptor:
                 self._enlist()
             else:
                 self._step_aside(_COURTESY_NS)
-        elif time.monotonic_ns() - self._taken_ns > _LONG_NS:
+        elif now_ns - self._taken_ns > _LONG_NS:
             self._enlist()
         self._taken, self._taken_ns = None, 0
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _BLINK = 0.02  # seconds between two tries where the kernel cannot say when there is room
 _CHUNK = 1 << 20  # bytes of a file per system call
+_FOR_EVER: Final = float("inf")
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _WAITALL: Final = int(socket.MSG_WAITALL)
 _NO_SIGPIPE: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -80,7 +81,7 @@ class Connection(Waiting, socket.socket):
         self._vigil = vigil
         self._patience = patience
         self._asked = False
-        self._allowance = float("inf")
+        self._allowance = _FOR_EVER
         self._hasty = 0
 
     # Reading

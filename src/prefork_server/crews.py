@@ -154,7 +154,7 @@ class _CrewsAcceptor(Acceptor):
             return None
         return super().wait(seconds)
 
-    def _settle_last(self) -> None:
+    def _settle_last(self, now_ns: int) -> None:
         """To the end of the line, and its siblings run first. It does not step aside as one that
         holds a single connection does: whom it took may be gone in a moment."""
         if self._taken is None or self._taken.fileno() != -1:

@@ -229,7 +229,7 @@ class MasterHandle(Leave):
             words[self._busy_ns] = self._base_ns = self._spent_ns - now_ns
             if self._tells:
                 self._tell_busy()
-        self._title.show_busy(count)
+        self._title.show_busy_again(count)
         self._last_peer = peer
         self._board.set_peer(self.slot, peer)
 

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -259,9 +258,7 @@ class PreforkMixIn(_Base):
         each_time = self.service_actions
         if getattr(each_time, "__func__", None) is socketserver.BaseServer.service_actions:
             each_time = nothing  # which is not called
-        crew, hand = self._prefork_crew, self._prefork_contain
-        if crew:
-            hand = partial(self._prefork_hand, crew)
+        crew, admit = self._prefork_crew, self._prefork_admission()
         for ready in master._waiting(each_time):
             if isinstance(ready, Guest):
                 if crew:
@@ -279,13 +276,21 @@ class PreforkMixIn(_Base):
             except Exception:  # user code, before there is anybody to answer
                 master.logger.exception("get_request failed", extra={"event": "request_failed"})
             else:
-                if taken is not None:
-                    hand(master, *taken, self._prefork_admit, *taken)
+                if taken and crew:
+                    crew.hand(taken[1], self._prefork_contain, master, *taken, admit, *taken)
+                elif taken:
+                    try:  # as _prefork_contain does, in the same way
+                        admit(*taken)
+                    except BaseException as error:
+                        self._prefork_failed(master, *taken, error)
 
-    def _prefork_hand(
-        self, crew: Crew, master: MasterHandle, request: Any, peer: Any, *args: Any
-    ) -> None:
-        crew.hand(peer, self._prefork_contain, master, request, peer, *args)
+    def _prefork_admission(self) -> Callable[[Any, Any], None]:
+        """Without a call for each connection to what others might override, and nobody has."""
+        verify = getattr(self.verify_request, "__func__", None)
+        if verify is not socketserver.BaseServer.verify_request:
+            return self._prefork_admit
+        own = type(self)._prefork_process != PreforkMixIn._prefork_process
+        return self._prefork_process if own else self.process_request
 
     def _prefork_resume(self, guest: Guest) -> None:
         try:

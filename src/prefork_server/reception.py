@@ -47,7 +47,11 @@ class Reception:
     def _accept(self, listener: socket.socket) -> _Taken:
         taken = self._acceptor.accept(listener)
         if taken:
-            self._took(*taken)
+            request, peer = taken
+            if self._acceptor.wrap:  # in what waits as we do, or in a class of the context's own
+                self._took(request, peer)
+            else:
+                self._master._took(peer, not self._server._prefork_parks(request))
         return taken
 
     def _receive(self, listener: socket.socket) -> _Taken:

@@ -254,7 +254,9 @@ class Scoreboard:
     def set_peer(self, slot: int, peer: object) -> None:
         """Note who is being served: a ``(host, port)``; anything else has no name."""
         text = f"{peer[0]}:{peer[1]}\0" if type(peer) is tuple and len(peer) > 1 else "\0"
-        self._write(slot * _TEXT, text.encode("ascii", "replace"))
+        raw = text.encode("ascii", "replace")[:_TEXT]
+        at = slot * _TEXT
+        self._text[at : at + len(raw)] = raw  # as _write() has it, which is one call more for each
 
     def peer(self, slot: int) -> str:
         """Who is being served, safe to log whatever the worker wrote there."""

@@ -58,8 +58,8 @@ class Title:
 
     def show_busy_again(self, count: int) -> None:
         """In every request, so it takes 0.1 microseconds and no more. The count, which is
-        three quarters of the work, is shown now and then."""
-        if count & 15:
+        three quarters of the work, is shown now and then, and at first each time."""
+        if count & 15 and count > 15:
             self._word[0] = _BUSY
         else:
             self.show_busy(count)
