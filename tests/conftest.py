@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as properties
 
 ROOT = Path(__file__).parent.parent
 # Whoever runs the tests under nohup would have every server ignore the end of its terminal.
@@ -28,6 +29,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # And in the background of a script, they would not hear Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+# The same code is asked the same things each time. `make fuzz` looks for new ones.
+properties.register_profile("same", derandomize=True)
+properties.load_profile("same")
 
 PATIENCE = 20.0  # seconds after which a test gives up; far more than anything should take
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -214,6 +214,7 @@ _JSON = st.recursive(
 
 
 @settings(deadline=None)
+@example(b'{"listeners": [["a", false]], "counters": {"b": true}}')
 @given(
     st.binary(max_size=4080)
     | st.builds(lambda v: json.dumps(v).encode()[:4080], _JSON)

@@ -222,19 +222,24 @@ def _listeners(general: dict[str, Any]) -> Iterator[ListenerStats]:
     told = general.get("listeners")
     for each in told if isinstance(told, list) else ():
         match each:
-            case [str(address), int() | None as queue] if _is_bounded(queue or 0):
+            case [str(address), queue] if _is_a(queue, int | None) and _is_bounded(queue or 0):
                 yield ListenerStats(_clean(address), queue)
 
 
 def _counters(general: dict[str, Any]) -> Iterator[tuple[str, int]]:
     told = general.get("counters")
     for name, value in told.items() if isinstance(told, dict) else ():
-        if type(value) is int and _is_bounded(value):
+        if _is_a(value, int) and _is_bounded(value):
             yield _clean(name), value
 
 
 def _clean(text: str) -> str:
     return cleaned(text.encode("utf-8", "replace"))
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """To Python, unlike JSON, True is a number."""
+    return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
 
 
 def _is_bounded(number: float) -> bool:
@@ -252,7 +257,7 @@ _KINDS = {"ago": int} | {
 def _death(told: dict[str, Any], now_ns: int) -> Death | None:
     if told.keys() != _KINDS.keys():
         return None
-    if not all(isinstance(told[name], kind) for name, kind in _KINDS.items()):
+    if not all(_is_a(told[name], kind) for name, kind in _KINDS.items()):
         return None
     if not all(_is_bounded(each) for each in told.values() if isinstance(each, int | float)):
         return None
