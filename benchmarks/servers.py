@@ -82,7 +82,7 @@ WAITRESS, BJOERN = "waitress", "bjoern"
 _threading = partial(serving.stdlib, mixin=socketserver.ThreadingMixIn)
 _forking = partial(serving.stdlib, mixin=socketserver.ForkingMixIn)
 _pooled = partial(serving.stdlib, mixin=serving.Pooled)
-_no_timeouts = partial(serving.ours, timeout=None, client_timeout=None)
+_tuned = partial(serving.ours, defer_accept=10, timeout=None, client_timeout=None)
 _gthread = partial(serving.gunicorn, more=("-k", "gthread", "--threads", "4"))
 _more_gthread = partial(
     serving.gunicorn,
@@ -124,7 +124,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
                "drain, reload, TLS", ("granian",)),
     _wsgi(WAITRESS, serving.waitress, offers=NOTHING, needs=("waitress",), share=0.5),
     _wsgi(BJOERN, serving.bjoern, offers=NOTHING, needs=("bjoern",)),
-    Contestant("prefork_server, no timeouts", _no_timeouts, ALL,
+    Contestant("prefork_server, defer_accept, no timeouts", _tuned, ALL,
                "respawn, stats, drain, reload, upgrade, TLS",
                holds="one each", parks=WEB, tuned=True),
     Contestant(BUFFERED, partial(_threading, handler=apps.BufferedWeb),

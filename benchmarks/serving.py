@@ -68,7 +68,7 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
-def ours(place: Place, **settings: Any) -> None:
+def ours(place: Place, defer_accept: int | None = None, **settings: Any) -> None:
     logging.basicConfig()  # warnings and errors are to be seen
     kind: Any = {
         "tcp": PreforkTCPServer,
@@ -78,6 +78,8 @@ def ours(place: Place, **settings: Any) -> None:
     }[place.family]
     handler = {"udp": apps.EchoDatagram, "http": apps.Web}.get(place.family, apps.Echo)
     settings = {"workers": place.workers} | settings
+    if defer_accept is not None:
+        kind = type(kind.__name__, (kind,), {"defer_accept": defer_accept})
     with kind(place.socket_address, handler, **settings) as server:
         server.serve_forever()
 

@@ -410,6 +410,37 @@ def test_the_title_says_what_a_worker_is_doing(start: Starter) -> None:
     eventually(lambda: title(worker) == "app worker 1 idle 1")
 
 
+def test_where_accepting_is_deferred_a_client_that_has_only_connected_costs_no_worker(
+    start: Starter,
+) -> None:
+    server = start("""
+        class Deferred(PreforkTCPServer):
+            defer_accept = 10
+
+        serve(Echo, Deferred, ["127.0.0.1:0", "unix:sock", "127.0.0.1:0"], workers=1)
+    """).ready()
+    with server.connect() as silent:
+        assert server.ask(b"who speaks") == b"who speaks"
+        silent.sendall(b"at last")
+        silent.shutdown(socket.SHUT_WR)
+        assert read_all(silent) == b"at last"
+
+
+def test_accepting_is_deferred_on_every_tcp_socket_of_a_server_that_says_so(
+    tmp_path: Path,
+) -> None:
+    class Deferred(PreforkTCPServer):
+        defer_accept = 10
+
+    where = ["127.0.0.1:0", f"unix:{tmp_path}/sock", "127.0.0.1:0"]
+    deferred = socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT
+    for kind, says in ((Deferred, True), (PreforkTCPServer, False)):
+        with kind(where, socketserver.BaseRequestHandler) as server:
+            others = [each.socket for each in server._prefork_more]
+            sockets = [sock for sock in (server.socket, *others) if sock.family == socket.AF_INET]
+            assert [sock.getsockopt(*deferred) > 0 for sock in sockets] == [says, says]
+
+
 # Anyone's server
 
 

@@ -1049,6 +1049,14 @@ def test_fields_that_were_read_are_known_whatever_the_path_and_the_method() -> N
         assert known.fields == [("Host", "known"), ("X", "y")]
 
 
+def test_the_same_head_is_the_same_request_unless_it_has_other_limits() -> None:
+    head = b"GET /same " + FIELDS
+    read_head(head)
+    first = read_known(head)
+    assert first and read_known(head) is first is not read_known(b"GET /other " + FIELDS)
+    assert read_known(bytearray(head)) is read_known(head, Limits(fields=1)) is None
+
+
 def test_of_a_head_that_is_not_plain_nothing_is_known() -> None:
     read_head(b"GET / " + FIELDS)
     read_head(b"GET http://known/ " + FIELDS)

@@ -51,6 +51,11 @@ class _OwnServer(PreforkMixIn):
     """Seconds for all of a TLS handshake; and, but for HTTP, for a PROXY header before it."""
     proxy_protocol_from: Sequence[str] = ()
     """Who begins with a PROXY header, and is believed: addresses, networks, or ``"unix"``."""
+    defer_accept: int = 0
+    """Seconds for which a TCP client that has only connected is not handed to a worker
+    (``TCP_DEFER_ACCEPT``, to be set in the class); 0: it is at once. For handlers that read
+    before they write: a silent client costs no worker then, and one that speaks is served
+    without a wait for its first bytes."""
 
     _prefork_alpn: tuple[str, ...] = ()
     _prefork_credentials: "Credentials | None" = None
@@ -131,8 +136,15 @@ class _OwnServer(PreforkMixIn):
         """
         if self._prefork_inherited:
             self._prefork_more = list(self._prefork_inherited[1:])
-            self.server_address = self.socket.getsockname()
-            return
+        else:
+            self._prefork_bind()
+        self.server_address = self.socket.getsockname()
+        for sock in (self.socket, *(listener.socket for listener in self._prefork_more)):
+            tcp = sock.type == socket.SOCK_STREAM and sock.family != socket.AF_UNIX
+            if self.defer_accept and tcp:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, self.defer_accept)
+
+    def _prefork_bind(self) -> None:
         first, *others = self._prefork_addresses
         if self.server_address != first.name:  # changed between the making and this
             first, *others = distinct([self._prefork_checked(self.server_address), *others])
@@ -151,7 +163,6 @@ class _OwnServer(PreforkMixIn):
             self._prefork_listener = bind(self.socket, first, size, options)
             undo.pop_all()
         self._prefork_more = more
-        self.server_address = self.socket.getsockname()
 
     def server_close(self) -> None:
         """Close the listening sockets, and remove their paths if we made them."""

@@ -1,6 +1,5 @@
 """``http.server.HTTPServer``, preforked: keep-alive connections are parked, not held."""
 
-import socket
 import socketserver
 from collections.abc import Callable
 from functools import partial
@@ -35,8 +34,7 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
     server_name: str
     server_port: int
     defer_accept: int = 10
-    """Seconds for which a client that has only connected is not handed to a worker
-    (``TCP_DEFER_ACCEPT``); 0 for a handler that speaks first."""
+    """As with ``PreforkTCPServer``; 0 for a handler that speaks first."""
 
     @classmethod
     def _prefork_checked(cls, given: Any) -> Address:
@@ -51,9 +49,6 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
         self.server_name, self.server_port = "localhost", 0
         if isinstance(self.server_address, tuple):
             self.server_name, self.server_port = self.server_address[:2]
-        for sock in (self.socket, *(listener.socket for listener in self._prefork_more)):
-            if self.defer_accept and sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, self.defer_accept)
 
     def _prefork_serve(self, master: MasterHandle, *args: Any) -> None:
         self._prefork_visit = self._prefork_parking(master)
