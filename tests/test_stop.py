@@ -237,7 +237,8 @@ def test_term_to_all_processes_loses_nobody_where_it_is_graceful(start: Starter)
             client.sendall(b"queued")
             client.shutdown(socket.SHUT_WR)
         os.killpg(server.pid, signal.SIGTERM)
-        server.saw("SIGTERM: stopping 2 workers gracefully")
+        # A worker that heard it first may have a successor by then.
+        server.saw("SIGTERM: stopping [234] workers gracefully")
         for client in held:
             client.sendall(b"go")
             assert read_all(client) == b"held"

@@ -314,6 +314,7 @@ def test_a_successor_that_is_stopped_in_its_probation_harms_nobody(
         server.signal(signal.SIGUSR2)
         server.saw("master pid=.* ready", 2)
         successor = int(server.saw(r"started a successor, pid=(\d+)")[0][1])
+        eventually(lambda: (tmp_path / "pid").read_text() == f"{successor}\n")  # it said READY
         server.expect_error("upgrade failed")
         server.signal(signal.SIGQUIT, successor)
         server.saw(

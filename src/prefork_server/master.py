@@ -249,18 +249,20 @@ class Master:
                 pool.killed(worker)
             self._pidfds.signal(worker, signal.SIGKILL if self._gently else signal.SIGTERM)
         for worker in plan.retire:
-            if not pool.stopping:
-                worker.why = why_retired(pool, worker)
-                self._say(logging.INFO, "retiring", worker, "%s, retiring", worker.why)
-            pool.told_to_retire(worker, now_ns)
-            # The scoreboard says what is wanted of it; this only wakes it up.
-            self._pidfds.signal(worker, signal.SIGQUIT)
+            self._retire(pool, worker, now_ns)
         for slot in plan.fork:
             if not self._fork(pool, slot):
                 break
         if plan.serves:
             pool.settled()
             self._say(logging.INFO, "reloaded", None, "generation %d serves", pool.generation)
+
+    def _retire(self, pool: Pool, worker: WorkerHandle, now_ns: int) -> None:
+        worker.why = worker.why if pool.stopping else why_retired(pool, worker)
+        pool.told_to_retire(worker, now_ns)
+        self._pidfds.signal(worker, signal.SIGQUIT)  # the scoreboard says what; it wakes up
+        if not pool.stopping:  # who reads of it in the log finds it so
+            self._say(logging.INFO, "retiring", worker, "%s, retiring", worker.why)
 
     def _reload(self) -> None:
         self._journal.run_hook("renew", self._job.renew)
