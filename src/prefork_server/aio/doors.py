@@ -14,11 +14,12 @@ from typing import Any, cast
 
 from ..acceptor import _accept
 from ..leave import ANSWER, DRAINS, QUIET
-from ..scoreboard import DRAIN
+from ..scoreboard import DRAIN, IN_HAND
 from .handle import AsyncMasterHandle
 from .life import Life, cancelled
 from .turns import LoopAcceptor, Shares
 
+_Plain: Any = socket.socket.__base__
 _GLANCE = 0.005  # seconds between two looks at what only the kernel or the master knows
 
 
@@ -31,6 +32,9 @@ class Held(socket.socket):
     __slots__ = ("gone",)
 
     gone: "Callable[[Held], object]"
+    # Plain numbers: loops ask, and as enums they are a quarter of what a connection costs uvloop.
+    family: Any = _Plain.family
+    type: Any = _Plain.type
 
     def close(self) -> None:
         super().close()
@@ -78,6 +82,7 @@ class Doors:
 
     async def serve(self, master: AsyncMasterHandle, life: Life) -> None:
         self._master, self._life, self._loop = master, life, life.loop
+        self._in_hand = master._board.at(master.slot, IN_HAND)
         self._nobody = asyncio.Event()
         sockets = master.listeners
         self._streams = [one for one in sockets if one.type == socket.SOCK_STREAM]
@@ -175,7 +180,7 @@ class Doors:
         words[master._requests] = count = words[master._requests] + 1
         if count == master._enough:
             master._wear.served_enough()
-        master._title.show_busy(count)
+        master._title.show_busy_again(count)
         if len(self._held) == 1:
             words[master._busy_ns] = master._spent_ns - time.monotonic_ns()
         self._tell_share()
@@ -195,9 +200,10 @@ class Doors:
         self._master.retire()
 
     def _tell_share(self) -> None:
-        self._master._hold(len(self._held))
+        held = len(self._held)
+        self._master._own_words[self._in_hand] = held
         if not self._closed:
-            self._shares.words[self._master.slot] = len(self._held) + 1
+            self._shares.words[self._master.slot] = held + 1
 
     def _excess(self) -> float:
         """How many more it holds than is its share. Negative, perhaps by what was so lately."""
