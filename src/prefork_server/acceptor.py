@@ -86,6 +86,8 @@ class Guest:
 class Acceptor:
     """The accepting side of one worker, and the guests that it keeps."""
 
+    serial: bool = True  # whether one after the other is served
+
     def __init__(
         self,
         listeners: Sequence[socket.socket],

@@ -142,6 +142,7 @@ class _CrewsHandle(MasterHandle):
 class _CrewsAcceptor(Acceptor):
     """It looks at nobody unless there is a hand for him. Its guests are kept by the threads."""
 
+    serial = False
     _crew: Crew
     _blind = False  # when it waited last it looked at nobody, since no hand was free
 

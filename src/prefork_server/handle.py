@@ -198,6 +198,10 @@ class MasterHandle(Leave):
                 each_time()
             if self._foreign:
                 os._exit(0)  # a handler forked, and its child came back into our loop
+            if acceptor._turns and acceptor.serial and not self._is_over():
+                # Found by the same look as the last one: nobody was idle in between.
+                yield acceptor._turns.popleft()
+                continue
             now_ns = time.monotonic_ns()
             if self._busy:
                 self._be_idle(now_ns)
