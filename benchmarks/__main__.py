@@ -91,15 +91,15 @@ def run(terms: Terms, keys: tuple[str, ...], scaling: int, tries: int) -> dict[s
     figures: list[Figure] = []
     own: float | None = None
     with compiled_files(), surroundings(), progress(total) as runner.step:
+        if tries:
+            figures = list(turnover.turnover(runner, tries))
+            runner.step("M1 prefork_server")
+            own = memory.worker_percent()
         for family in dict.fromkeys(workload.family for workload in chosen):
             runner.compare(family, [each for each in chosen if each.family == family])
         if scaling:
             runner.by_workers(scaling)
             runner.by_connections(scaling)
-        if tries:
-            figures = list(turnover.turnover(runner, tries))
-            runner.step("M1 prefork_server")
-            own = memory.worker_percent()
     return {
         "machine": f"{machine()} at the end and {before:.1f} at the start",
         "versions": versions(),

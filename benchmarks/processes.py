@@ -86,6 +86,8 @@ class ServerProcess:
     def __init__(self, module: str, *arguments: object) -> None:
         self._lines: deque[str] = deque()
         self._torn = b""
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+            signal.signal(signal.SIGHUP, lambda *_: None)  # which servers do not inherit
         self.started_ns = time.monotonic_ns()
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report, servers, workloads
+from benchmarks import lifecycle, report, servers, workloads
 from benchmarks.load import Load, put_load_on
 from benchmarks.processes import SECOND, ServerProcess
 from benchmarks.report import Spread, Target
@@ -132,6 +132,19 @@ def test_every_target_is_of_servers_that_take_part_in_its_workload():
 
 
 # processes
+
+
+@pytest.mark.processes
+def test_a_server_hears_its_reloads_where_the_benchmarks_run_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with lifecycle.start(workers=1) as server:
+            assert server.hear("worker").text == "1"
+            server.hear("ready")
+            os.kill(server.pid, signal.SIGHUP)
+            assert server.hear("worker").text == "2"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.processes
