@@ -35,7 +35,7 @@ class Bare(MasterHandle):
         if count == self._enough:
             self._wear.served_enough()
         self._busy = True
-        self._title.show_busy_again(count)
+        self._title.show_busy(count)
         if self._last_peer is not guest.peer:
             self._last_peer = guest.peer
             self._board.set_peer(self.slot, guest.peer)

@@ -233,7 +233,7 @@ class MasterHandle(Leave):
             words[self._busy_ns] = self._base_ns = self._spent_ns - now_ns
             if self._tells:
                 self._tell_busy()
-        self._title.show_busy_again(count)
+        self._title.show_busy(count)
         self._last_peer = peer
         self._board.set_peer(self.slot, peer)
 
@@ -251,7 +251,7 @@ class MasterHandle(Leave):
             words[self._busy_ns] = self._base_ns = self._spent_ns - now_ns
             if self._tells:
                 self._tell_busy()
-        self._title.show_busy_again(count)
+        self._title.show_busy(count)
         if self._last_peer is not guest.peer:
             self._last_peer = guest.peer
             self._board.set_peer(self.slot, guest.peer)

@@ -51,18 +51,15 @@ class Title:
             self._word = self._area[at : at + 4].cast("I")
 
     def show_busy(self, count: int) -> None:
-        line = b" busy %d" % count
-        end = self._state + len(line)
-        if end <= self._room:
-            self._area[self._state : end] = line
-
-    def show_busy_again(self, count: int) -> None:
         """In every request, so it takes 0.1 microseconds and no more. The count, which is
         three quarters of the work, is shown now and then, and at first each time."""
         if count & 15 and count > 15:
             self._word[0] = _BUSY
-        else:
-            self.show_busy(count)
+            return
+        line = b" busy %d" % count
+        end = self._state + len(line)
+        if end <= self._room:
+            self._area[self._state : end] = line
 
     def show_idle(self) -> None:
         self._word[0] = _IDLE

@@ -180,7 +180,7 @@ class Doors:
         words[master._requests] = count = words[master._requests] + 1
         if count == master._enough:
             master._wear.served_enough()
-        master._title.show_busy_again(count)
+        master._title.show_busy(count)
         if len(self._held) == 1:
             words[master._busy_ns] = master._spent_ns - time.monotonic_ns()
         self._tell_share()
