@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import prefork_server
+
 from . import memory, report, servers, turnover
 from .lifecycle import Figure
 from .processes import compiled_files
@@ -26,7 +28,7 @@ from .serving import program
 from .workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("prefork-server", "gunicorn", "uvicorn", "uvloop", "httptools", "granian", "waitress",
+PACKAGES = ("gunicorn", "uvicorn", "uvloop", "httptools", "granian", "waitress",
             "bjoern", "flask", "matplotlib")  # fmt: skip
 QUICK = Terms(rounds=2, scale=0.3, names=report.NAMES_IN_TARGETS)
 QUICK_KEYS = ("E1", "E3", "C1", "H1", "H2", "S1", "S2")
@@ -35,8 +37,9 @@ QUICK_KEYS = ("E1", "E3", "C1", "H1", "H2", "S1", "S2")
 def versions() -> dict[str, str]:
     """Of all that takes part and is here."""
     found = {"Python": platform.python_version(), "Linux": platform.release()}
+    found["prefork-server"] = prefork_server.__version__
     for package in PACKAGES:
-        if package == "prefork-server" or importlib.util.find_spec(package):
+        if importlib.util.find_spec(package):
             found[package] = importlib.metadata.version(package)
     for name, option in (("nginx", "-v"), ("cc", "--version"), ("wrk", "-v")):
         if path := program(name):
@@ -85,6 +88,7 @@ def run(terms: Terms, keys: tuple[str, ...], scaling: int, tries: int) -> dict[s
     if not importlib.util.find_spec("flask"):
         chosen = [workload for workload in chosen if workload.key != "W2"]
     before = os.getloadavg()[0]
+    found, absent = versions(), absences()  # now: what fails later costs all that was measured
     runner = Runner(terms)
     total = sum(len(runner.taking_part(workload)) for workload in chosen) * terms.rounds
     total += scaling * runner.scaling_steps + (turnover.STEPS + 1 if tries else 0)
@@ -102,8 +106,8 @@ def run(terms: Terms, keys: tuple[str, ...], scaling: int, tries: int) -> dict[s
             runner.by_connections(scaling)
     return {
         "machine": f"{machine()} at the end and {before:.1f} at the start",
-        "versions": versions(),
-        "absent": absences(),
+        "versions": found,
+        "absent": absent,
         "terms": asdict(terms) | {"processes": len(runner.cpus.clients)},
         "workloads": {each.key: _told(each) for each in chosen},
         "samples": [asdict(sample) for sample in runner.samples],

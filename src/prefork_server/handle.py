@@ -200,6 +200,8 @@ class MasterHandle(Leave):
                 os._exit(0)  # a handler forked, and its child came back into our loop
             if acceptor._turns and acceptor.serial and not self._is_over():
                 # Found by the same look as the last one: nobody was idle in between.
+                if self._rotation != self._words[self._newest_rotation]:
+                    self._follow_rotation()
                 yield acceptor._turns.popleft()
                 continue
             now_ns = time.monotonic_ns()
