@@ -319,6 +319,12 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def open_files(pid: int) -> set[int]:
+    """The descriptors of a process that sleeps: who writes a line holds its pipe once more."""
+    eventually(lambda: b") S " in Path(f"/proc/{pid}/stat").read_bytes())
+    return {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+
+
 def title(pid: int) -> str:
     """What ps shows, with the spaces for NULs."""
     try:

@@ -23,7 +23,7 @@ from prefork_server.aio import PreforkAsyncioServer
 from prefork_server.aio.turns import Shares
 from prefork_server.testing import serving
 
-from .conftest import PATIENCE, Server, Starter, alive, eventually, read_all, title
+from .conftest import PATIENCE, Server, Starter, alive, eventually, open_files, read_all, title
 from .hammer import Hammer
 
 pytestmark = pytest.mark.processes
@@ -249,7 +249,7 @@ def test_without_descriptors_accepting_pauses_and_comes_back(aio: Aio) -> None:
     (worker,) = server.workers()
     with server.connect() as first:
         ask(first)
-        lowest_free = min(set(range(100)) - {int(fd) for fd in os.listdir(f"/proc/{worker}/fd")})
+        lowest_free = min(set(range(100)) - open_files(worker))
         soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (lowest_free, hard))
         with server.connect() as waiting:

@@ -31,6 +31,7 @@ from .conftest import (
     Starter,
     children,
     eventually,
+    open_files,
     read_all,
     title,
     unmeasured,
@@ -403,13 +404,13 @@ def test_fifty_reloads_leave_as_many_descriptors_and_one_service(start: Starter)
         return len(server.workers()) == 2  # a worker and the service
 
     eventually(alone)
-    before = len(os.listdir(f"/proc/{server.pid}/fd"))
+    before = len(open_files(server.pid))
     for generation in range(2, 52):
         server.signal(signal.SIGHUP)
         while not server.count(f"generation {generation} serves"):
             server.ask(b"hello")  # then it has been of use
     eventually(alone)
-    eventually(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) <= before)
+    eventually(lambda: len(open_files(server.pid)) <= before)
     told = figures(where)
     assert told["generation"] == 51
     assert [death["why"] for death in told["last_deaths"]] == ["replaced"] * 20

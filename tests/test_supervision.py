@@ -25,6 +25,7 @@ from .conftest import (
     alive,
     children,
     eventually,
+    open_files,
     read_all,
     title,
     unmeasured,
@@ -704,7 +705,7 @@ def test_a_worker_out_of_descriptors_slows_down_and_recovers(start: Starter) -> 
     assert server.ask() == b"hello"
     eventually(lambda: title(worker).endswith("idle 1"))
     soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
-    used = {int(fd) for fd in os.listdir(f"/proc/{worker}/fd")}
+    used = open_files(worker)
     lowest_free = next(n for n in range(soft) if n not in used)
     resource.prlimit(worker, resource.RLIMIT_NOFILE, (lowest_free, hard))
     with server.connect() as client:
@@ -723,7 +724,7 @@ def test_a_worker_out_of_descriptors_slows_down_and_recovers(start: Starter) -> 
 def test_the_siblings_take_what_a_worker_without_descriptors_cannot(start: Starter) -> None:
     server = start("serve(Echo, workers=2)").all_ready(2)
     starved = server.workers()[0]
-    used = {int(fd) for fd in os.listdir(f"/proc/{starved}/fd")}
+    used = open_files(starved)
     lowest_free = next(n for n in range(1000) if n not in used)
     hard = resource.prlimit(starved, resource.RLIMIT_NOFILE)[1]
     resource.prlimit(starved, resource.RLIMIT_NOFILE, (lowest_free, hard))
@@ -897,7 +898,7 @@ def test_ten_seconds_of_kills_cost_no_more_requests_than_kills(
     server.saw("forked", times=wanted)
     server.expect_error("killed by SIGKILL")
     server.ask(b"warm")
-    before = open_files(server.pid), resident(server.pid)
+    before = len(open_files(server.pid)), resident(server.pid)
     kills = 0
     with Hammer(server.address, clients=8) as hammer:
         end = time.monotonic() + seconds
@@ -913,7 +914,7 @@ def test_ten_seconds_of_kills_cost_no_more_requests_than_kills(
     assert hammer.counts["lost"] + hammer.counts["refused"] <= kills, hammer.counts
     eventually(lambda: len(server.workers()) == wanted, 3 * PATIENCE)
     eventually(lambda: len(children(server.pid)) == wanted)  # no zombie stays
-    eventually(lambda: open_files(server.pid) == before[0])
+    eventually(lambda: len(open_files(server.pid)) == before[0])
     assert resident(server.pid) - before[1] <= 1 << 20
     assert server.quit() == 0
 
@@ -923,10 +924,6 @@ ANSWER = """
         def handle(self):
             self.request.sendall(self.request.recv(100))
 """
-
-
-def open_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def resident(pid: int) -> int:

@@ -27,6 +27,7 @@ from .conftest import (
     Starter,
     children,
     eventually,
+    open_files,
     read_all,
     title,
     unmeasured,
@@ -109,13 +110,13 @@ def test_an_upgrade_can_be_followed_by_others_and_leaks_no_descriptor(
     start: Starter, version: Path, tmp_path: Path
 ) -> None:
     server = start(BOTH).all_ready(2)
-    pid, count = server.pid, len(os.listdir(f"/proc/{server.pid}/fd"))
+    pid, count = server.pid, len(open_files(server.pid))
     for number in range(1, 4):
         version.write_text(str(number + 1))
         pid = upgraded(server, pid, number)
         eventually(lambda pid=pid: (tmp_path / "pid").read_text() == f"{pid}\n")  # type: ignore[misc]
         assert said(server)[:2] == [str(number + 1), str(pid)]
-        eventually(lambda pid=pid: len(os.listdir(f"/proc/{pid}/fd")) == count)  # type: ignore[misc]
+        eventually(lambda pid=pid: len(open_files(pid)) == count)  # type: ignore[misc]
     stopped(server, pid)
     assert not (tmp_path / "pid").exists()
 
@@ -573,7 +574,7 @@ def test_an_upgrade_without_descriptors_is_refused_and_the_workers_after_it_serv
     start: Starter, version: Path
 ) -> None:
     server = start(BOTH).all_ready(2)
-    taken = {int(fd) for fd in os.listdir(f"/proc/{server.pid}/fd")}
+    taken = open_files(server.pid)
     free = [fd for fd in range(max(taken) + 4) if fd not in taken]
     limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
     for count in range(2):  # of the three that it takes
