@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
-from .conftest import PATIENCE, Server, Starter, read_all
+from .conftest import PATIENCE, Server, Starter, eventually, read_all
 
 pytestmark = pytest.mark.processes
 
@@ -473,6 +473,71 @@ def test_nothing_is_lost_of_what_was_asked_when_the_stop_came(
         assert (status, fields["connection"], body) == (200, "close", b"done")
         assert client.is_closed()
     assert server.wait() == 0
+
+
+GATED = """os.mkfifo('gate')
+    def do_GET(self):
+        print('in the handler')
+        with open('gate') as gate:
+            stops = gate.read() == 'stops'
+        while stops and current_master().wants_me_alive():
+            time.sleep(0.01)
+        current_master().logger.info('answers %s', self.path)
+        Hello.answer(self, self.path.encode())
+    Hello.do_GET = Plain.do_GET = do_GET
+    Plain.do_OPTIONS = Hello.do_OPTIONS = lambda self: Hello.answer(self, b'')
+"""
+
+
+def found_by_one_look(server: Server, connect: Connect, gate: Path) -> list[Client]:
+    """Three who ask /1, /2 and /3 while the only worker serves another: one is in the handler."""
+    busy, *waiting = clients = [connect(server) for _ in range(4)]
+    for client in clients:
+        client.send(b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").answer()
+    busy.send(GET)
+    server.saw("in the handler")
+    for number, client in enumerate(waiting, 1):
+        client.send(GET.replace(b"/", b"/%d" % number, 1))
+    gate.write_text("goes on")
+    assert busy.answer()[2] == b"/"
+    server.saw("in the handler", times=2)
+    return waiting
+
+
+@BOTH
+def test_a_stop_between_those_found_by_one_look_is_said_to_them_all(
+    serving: Serving, connect: Connect, tmp_path: Path, handler: str
+) -> None:
+    server = serving(f"{GATED}\n    serve_http({handler})")
+    found = found_by_one_look(server, connect, tmp_path / "gate")
+    server.signal(3)
+    server.saw("stopping 1 workers gracefully")
+    for number, client in enumerate(found, 1):
+        (tmp_path / "gate").write_text("stops")
+        status, fields, body = client.answer()
+        assert (status, fields["connection"], body) == (200, "close", b"/%d" % number)
+        assert client.is_closed()
+    assert server.wait() == 0
+
+
+@BOTH
+def test_a_rotation_between_those_found_by_one_look_is_followed_at_once(
+    serving: Serving, connect: Connect, tmp_path: Path, handler: str
+) -> None:
+    server = serving(
+        f"{GATED}\n    PreforkHTTPServer.ready = lambda self, addresses: "
+        "print(f'master pid={os.getpid()} ready, listening on {addresses[0]}')\n"
+        f"    serve_http({handler}, log_path='log')"
+    )
+    found = found_by_one_look(server, connect, tmp_path / "gate")
+    log = (tmp_path / "log").rename(tmp_path / "log.1").with_name("log")
+    server.signal(10)  # USR1
+    eventually(lambda: log.exists() and "rotation 1, logs reopened" in log.read_text())
+    for client in found:
+        (tmp_path / "gate").write_text("goes on")
+        client.answer()
+    assert "answers /2" in log.read_text()
+    assert "answers /3" in log.read_text()
 
 
 def test_a_worker_that_retires_serves_who_is_kept_once_more(
