@@ -413,7 +413,7 @@ def test_totals_never_go_down_while_workers_are_killed(start: Starter) -> None:
     killer.start()
     last: dict[str, Any] = {}
     try:
-        for _ in range(400):
+        for _ in range(200):
             try:
                 told = json.loads(server.ask(b"order") or b"{}")
             except OSError:

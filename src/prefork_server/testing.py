@@ -40,7 +40,7 @@ def serving(
     one of a ``Preforker``, None if it listens nowhere. Afterwards the server is shut down
     gracefully and closed. It has ``timeout`` seconds to get ready, and as many to stop.
 
-    ``kill_a_worker_every`` so many seconds one of the workers, whichever, is killed
+    ``kill_a_worker_every`` so many seconds one of the workers that are ready is killed
     (SIGKILL): what your clients survive here, they survive in production. Those that had
     not served anybody yet come back slowly: leave them some tenths of a second.
 
@@ -60,7 +60,7 @@ def serving(
     ):
         run.start(timeout)
         every = kill_a_worker_every
-        with _killing(run.thread, every) if every else nullcontext():
+        with _killing(server, run.thread, every) if every else nullcontext():
             yield _address(server)
 
 
@@ -212,14 +212,15 @@ def _command(pid: int) -> str:
 
 
 @contextmanager
-def _killing(master: threading.Thread, every: float) -> Iterator[None]:
+def _killing(server: _Server, master: threading.Thread, every: float) -> Iterator[None]:
     over = threading.Event()
 
     def kill() -> None:
         while not over.wait(every):
-            workers = _forked_by(master)
+            # On a crowded machine those that boot would be killed at it, and nobody ever serve.
+            ready = [row.pid for row in server.stats().workers if row.state != "booting"]
             with suppress(OSError, IndexError):  # nobody there, or gone meanwhile
-                pid = random.choice(workers)  # noqa: S311 - no secret
+                pid = random.choice(ready)  # noqa: S311 - no secret
                 pidfd = os.pidfd_open(pid)
                 try:
                     if pid in _forked_by(master):  # and not a stranger with its number
