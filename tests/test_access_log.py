@@ -231,11 +231,14 @@ def test_every_value_is_bounded_and_a_line_fits_into_a_pipe_in_one_piece(lines: 
     assert found["referer"].startswith(r"\xe9\xe9") and len(found["referer"]) <= 1024
 
 
-def test_a_unix_client_has_a_word_for_an_address(lines: Lines, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "client"])
+def test_a_unix_client_has_a_word_for_an_address(lines: Lines, tmp_path: Path, name: str) -> None:
     path = str(tmp_path / "s")
     server = PreforkHTTPServer(f"unix:{path}", Handler, inline=True)
     with serving(server), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE)
+        if name:
+            client.bind(str(tmp_path / name))
         client.connect(path)
         client.sendall(LAST)
         read_all(client)

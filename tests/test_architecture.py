@@ -260,7 +260,7 @@ WIDE = {
     "testing": {"_afterwards", "_log_noted", "_serve"},
     "http.handler": {"serve_request"},
     "http.wsgi": {"dispatch"},
-    "http.visit": {"resume"},
+    "http.visit": {"_answer", "resume"},
     "http.entrance": {"resume"},
     "cli.target": {"load"},
     "cli.recipe": {"make", "make_loop"},

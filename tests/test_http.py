@@ -1,5 +1,6 @@
 """HTTP over real connections: who is parked costs no worker, who is late is not waited for."""
 
+import gzip
 import socket
 import ssl
 import time
@@ -556,6 +557,109 @@ def test_a_worker_that_retires_serves_who_is_kept_once_more(
         closing += fields.get("connection") == "close"
     assert 0 < closing < 8
     server.saw(r"worker=2 .* reaped: ")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_body_that_nobody_reads_and_that_never_comes_ends_the_connection(
+    serving: Serving, connect: Connect, threads: int
+) -> None:
+    server = serving(f"serve_http(threads={threads})", BODY=0.3)
+    client = connect(server).send(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nonly")
+    assert client.answer()[2] == b"not read"
+    assert client.is_closed()
+
+
+def test_the_500_of_a_handler_that_fails_arrives_at_who_is_still_sending(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving("Hello.do_POST = lambda self: 1 / 0; serve_http()")
+    server.expect_error("handler failed", "Traceback")
+    client = connect(server).send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n")
+    server.saw("ZeroDivisionError")
+    for _ in range(9):  # the first is answered with a reset where nobody lingers
+        client.send(bytes(100_000))
+    assert client.answer()[0] == 500
+    assert client.is_closed()
+
+
+def test_a_handler_with_files_of_its_own_is_served_as_by_http_server(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving("""
+    class Own(Hello):
+        def setup(self):
+            super().setup()
+            self.rfile = self.connection.makefile("rb")
+            self.wfile = self.connection.makefile("wb", 0)
+    serve_http(Own)""")
+    client = connect(server)
+    assert client.get() == client.get()
+    assert client.get(LAST)
+    assert client.is_closed()
+
+
+def test_the_head_of_a_tunnel_comes_before_anybody_speaks(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving("""
+    def do_CONNECT(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.rfile.readline())
+    Hello.do_CONNECT = do_CONNECT
+    serve_http()""")
+    client = connect(server).send(b"CONNECT h:1 HTTP/1.1\r\nHost: h:1\r\n\r\n")
+    assert client.answer()[0] == 200
+    assert client.send(b"hello\n").rest() == b"hello\n"
+
+
+def test_who_was_slow_to_take_an_answer_may_be_silent_in_a_tunnel_all_the_same(
+    serving: Serving, connect: Connect
+) -> None:
+    size = 20_000_000  # more than the kernel holds
+    server = serving(
+        f"""
+    def do_GET(self):
+        self.send_response(101)
+        self.end_headers()
+        self.wfile.write(bytes({size}))
+        print("has sent it")
+        self.wfile.write(self.rfile.readline())
+    Hello.do_GET = do_GET
+    serve_http()""",
+        WRITE=0.5,
+    )
+    client = connect(server).send(GET)
+    assert client.answer()[0] == 101
+    taken = 0
+    while taken < size:
+        taken += len(client._file.read1(1 << 20))
+    server.saw("has sent it")
+    with pytest.raises(TimeoutError):
+        client.socket.settimeout(0.8)
+        client.socket.recv(1)
+    client.socket.settimeout(PATIENCE)
+    assert client.send(b"hello\n").socket.recv(100) == b"hello\n"
+
+
+def test_what_a_handler_copies_is_what_its_file_reads_and_not_what_is_on_the_disk(
+    serving: Serving, connect: Connect, tmp_path: Path
+) -> None:
+    (tmp_path / "plain").write_bytes(b"a" * 100_000)
+    with gzip.open(tmp_path / "packed", "wb") as file:
+        file.write(b"a" * 100_000)
+    server = serving("""
+    import gzip
+    class Files(HTTPRequestHandler, SimpleHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with (gzip.open if self.path == "/packed" else open)(self.path[1:], "rb") as file:
+                self.copyfile(file, self.wfile)
+    serve_http(Files)""")
+    client = connect(server)
+    for name in (b"plain", b"packed"):
+        assert client.get(GET.replace(b"/", b"/" + name, 1)) == b"a" * 100_000
 
 
 def test_a_handler_that_fails_answers_500_and_says_nothing_of_why(

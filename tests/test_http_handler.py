@@ -67,6 +67,28 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     return one
 
 
+@pytest.mark.parametrize("which", SERVERS)
+def test_a_body_that_nobody_reads_is_skipped_or_ends_the_connection(which: str) -> None:
+    class Handler(HTTPRequestHandler):
+        head_timeout = body_timeout = 0.3
+
+        def do_POST(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+        def log_error(self, *_: Any) -> None:
+            pytest.fail("there was no error")
+
+    ask, rest = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n", bytes(10)
+    with served(which, Handler) as address, connected(address) as client:
+        for _ in range(2):
+            client.sendall(ask)
+            assert client.recv(1000).startswith(b"HTTP/1.1 204")
+            client.sendall(rest)
+        client.sendall(ask)
+        assert read_all(client).startswith(b"HTTP/1.1 204")
+
+
 def parts(answer: bytes) -> tuple[bytes, list[bytes], bytes]:
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *fields = head.split(b"\r\n")

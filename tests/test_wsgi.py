@@ -278,9 +278,17 @@ def test_over_a_unix_socket_there_is_no_address_and_flask_lives_with_it(tmp_path
 
     path = str(tmp_path / "sock")
     with serving(PreforkWSGIServer(f"unix:{path}", app.wsgi_app, workers=1)):
-        for request, url in ((GET, "http://h/"), (OLD, "http://localhost/")):
+        named = str(tmp_path / "client")
+        for request, url, name in (
+            (GET, "http://h/", ""),
+            (OLD, "http://localhost/", ""),
+            (GET, "http://h/", named),
+            (GET, "http://h/", "\0named"),
+        ):
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(PATIENCE)
+                if name:
+                    client.bind(name)
                 client.connect(path)
                 client.sendall(request)
                 assert read_all(client).endswith(repr(("", url, "")).encode())

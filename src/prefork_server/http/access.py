@@ -27,9 +27,10 @@ def log_answer(handler: Any, head: bytes) -> None:
     if not asked:
         return
     reply, peer = handler._reply, handler.client_address
+    named = isinstance(peer, tuple)  # of a UNIX socket it may be a path
     status = (reply.status or "-") if reply.begun else _GONE
     _say(
-        f"{escape(str(peer[0]), _HOST) if peer else 'unix:'} - - {_local(int(time.time()))} "
+        f"{escape(str(peer[0]), _HOST) if named else 'unix:'} - - {_local(int(time.time()))} "
         f'"{_text(asked, _LINE)}" {status} {reply.body_sent or "-"} '
         f'"{_found(_referer(head), _REFERER)}" "{_found(_agent(head), _AGENT)}"'
     )

@@ -14,7 +14,7 @@ from ..vigil import Waiting
 from .access import log_answer
 from .asked import Asked
 from .heads import NO_PHRASE, beginnings, fields, status_line
-from .reply import COUNTED, Reply
+from .reply import COUNTED, Reply, is_real
 from .stream import Body, Rest, Stream, is_connection, linger
 from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
 
@@ -148,6 +148,7 @@ class HTTPRequestHandler(Asked):
             self.close_connection = True
             if not (reply.begun or getattr(error, "by_client", False)):
                 self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
+                self.lingers = bool(self._body and not self._body.finished)
             raise
         finally:
             if self.access_log:
@@ -219,7 +220,7 @@ class HTTPRequestHandler(Asked):
             return True
         try:
             skipped = self._body.discard_now(_ENOUGH)
-        except Reject:
+        except (Reject, TimeoutError):
             skipped = False
         if skipped is not None:
             self._body = None
@@ -305,21 +306,23 @@ class HTTPRequestHandler(Asked):
         reply.pending = True
 
     def _choose_mode(self, reply: Reply) -> bool:
-        """How the body goes, where that is not plain. False: no final answer has begun."""
+        """How the body goes, where that is not plain. False: there is none, and the head left."""
         status = reply.status
         if status == 101 or (self.command == "CONNECT" and 200 <= status < 300):
             # What is spoken now has an end, and limits, of its own.
             self.close_connection = reply.said_connection = True
             self._stream.allow(float("inf"))
             self.rfile = BufferedReader(Rest(self._stream))
-        elif 100 <= status < 200:
+            reply.pending = True
+            reply.flush()  # its client speaks when it has come, and not before
+            return False
+        if 100 <= status < 200:
             reply.interim(b"".join((*reply.lines, b"\r\n")))
             reply.reset()
             return False
-        else:
-            old = self.request_version == "HTTP/1.0" or self.protocol_version < "HTTP/1.1"
-            empty = self.command == "HEAD" or (status == 205 and self.close_connection)
-            self.close_connection |= reply.frame(status, empty, old)
+        old = self.request_version == "HTTP/1.0" or self.protocol_version < "HTTP/1.1"
+        empty = self.command == "HEAD" or (status == 205 and self.close_connection)
+        self.close_connection |= reply.frame(status, empty, old)
         return True
 
     def _is_welcome(self, body: Body) -> bool:
@@ -334,13 +337,11 @@ class HTTPRequestHandler(Asked):
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
         """Of ``SimpleHTTPRequestHandler``: a real file goes by ``os.sendfile``."""
-        try:
+        if is_real(source) and isinstance(outputfile, Reply):
             size, at = os.fstat(source.fileno()).st_size, source.tell()
-            send = outputfile.sendfile
-        except (AttributeError, OSError):
-            super().copyfile(source, outputfile)  # type: ignore[misc]
+            outputfile.sendfile(source, at, max(0, size - at))
         else:
-            send(source, at, max(0, size - at))
+            super().copyfile(source, outputfile)  # type: ignore[misc]
 
     def address_string(self) -> str:
         return self.client_address[0] if type(self.client_address) is tuple else "a UNIX socket"

@@ -4,7 +4,11 @@ What a handler says of its body is made true: no more than Content-Length promis
 no body where there can be none, and one whose length nobody said goes in chunks.
 """
 
-from collections.abc import Iterable
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedRandom, BufferedReader, FileIO
 from typing import Any, Final
 
 from ..vigil import Waiting
@@ -27,6 +31,12 @@ def _send_none(data: Any) -> int:
 
 def _say_nothing() -> None:
     pass
+
+
+def is_real(file: Any) -> bool:
+    """Whether what can be read of it is what its descriptor has: a GzipFile has one, too."""
+    raw = file.raw if type(file) in (BufferedReader, BufferedRandom) else file
+    return type(raw) is FileIO and stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
 
 
 class Reply:
@@ -175,16 +185,17 @@ class Reply:
             self.flush()
             self.excess = self.excess or count > self.left
             count = min(count, self.left)
-            while count > 0:
-                self._allow(self._timeout)
-                try:
-                    sent = self._connection.sendfile(file, offset, min(count, _PIECE))
-                except OSError:
-                    self.left -= max(0, file.tell() - offset)
-                    raise
-                if not sent:
-                    break  # the file has become shorter
-                offset, count, self.left = offset + sent, count - sent, self.left - sent
+            with self._on_time():
+                while count > 0:
+                    self._allow(self._timeout)
+                    try:
+                        sent = self._connection.sendfile(file, offset, min(count, _PIECE))
+                    except OSError:
+                        self.left -= max(0, file.tell() - offset)
+                        raise
+                    if not sent:
+                        break  # the file has become shorter
+                    offset, count, self.left = offset + sent, count - sent, self.left - sent
             return
         file.seek(offset)
         while count > 0 and (data := file.read(min(count, _JOINED))):
@@ -222,12 +233,22 @@ class Reply:
     def _send_slowly(self, data: Any) -> None:
         rest = memoryview(data).cast("B")
         try:
-            while rest:
-                self._allow(self._timeout)
-                rest = rest[self._connection.send(rest) :]
+            with self._on_time():
+                while rest:
+                    self._allow(self._timeout)
+                    rest = rest[self._connection.send(rest) :]
         except OSError:
             self._unsend(rest.nbytes)
             raise
+
+    @contextmanager
+    def _on_time(self) -> Iterator[None]:
+        """Within, its client's time is the answer's; for who reads then, it is what it was."""
+        connection = self._connection
+        ours = isinstance(connection, Waiting)
+        before = connection._allowance if ours else connection.gettimeout()
+        yield
+        self._allow(before)
 
     def _unsend(self, size: int) -> None:
         """So many bytes did not leave after all, and the connection is at its end."""

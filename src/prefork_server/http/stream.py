@@ -38,7 +38,10 @@ class Stream:
             self.connection.settimeout(None if seconds == float("inf") else seconds)
 
     def fill_now(self) -> bool:
-        """Take what is there; False if that is nothing. It never waits."""
+        """Take what is there; False if that is nothing. It waits only on a socket that is not
+        ours, whose handler has a thread of its own, by its timeout."""
+        if not self._patient:
+            return self.fill()
         data = self.connection.recv_now(SIZE)
         if data and not self.buffer:
             self.buffer = data

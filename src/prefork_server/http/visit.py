@@ -90,6 +90,13 @@ class Visit(Guest):
         self.handler = make(self.request, self.peer, self._server)
         self._await_first()
 
+    def _hold(self) -> None:
+        """It has files of its own: then it keeps its worker, too."""
+        if time.monotonic_ns() < self.until_ns:
+            self._master._took_again(self)
+            super(_Parked, self.handler).handle()  # type: ignore[misc]
+        self._close()
+
     def dismiss(self) -> None:
         self._close()
 
@@ -125,6 +132,10 @@ class OwnVisit(Visit):
 
     def _await_first(self) -> None:
         handler = self.handler
+        if handler.wfile is not handler._reply:
+            self._step = Visit._hold
+            self._keep(handler.head_timeout)
+            return
         self._stream = handler._stream
         self._limits = handler.limits
         self._pause_ns = in_ns(handler.keep_alive_timeout)
@@ -175,7 +186,14 @@ class OwnVisit(Visit):
             head = stream.take(end)
         self.awaited = False
         self._master._took_again(self)
-        handler.serve_request(head, request)
+        try:
+            handler.serve_request(head, request)
+        except Exception as error:
+            if not handler.lingers:
+                raise
+            self._server._prefork_report(self._master, self.request, self.peer, error)
+            self._leave()
+            return
         if handler.close_connection or handler._body or stream.buffer:
             self._next()
         else:
@@ -197,8 +215,13 @@ class OwnVisit(Visit):
     def _next(self) -> None:
         handler = self.handler
         if handler.skip_now() is None:
-            self._step = OwnVisit._next
-            self._keep(handler.body_timeout)
+            if self._step is not OwnVisit._next:
+                self._step = OwnVisit._next
+                self.until_ns = time.monotonic_ns() + in_ns(handler.body_timeout)
+            elif time.monotonic_ns() >= self.until_ns:
+                self._close()
+                return
+            self._acceptor.keep(self, self.until_ns)
         elif handler.close_connection:
             self._leave()
         elif self._stream.buffer:
@@ -241,16 +264,9 @@ class PlainVisit(Visit):
         handler = self.handler
         self._stream = Stream(self.request, HTTPRequestHandler.minimum_rate)
         standard = isinstance(getattr(handler.rfile, "raw", None), socket.SocketIO)
-        self._step = PlainVisit._read if standard else PlainVisit._hold
+        self._step = PlainVisit._read if standard else Visit._hold
         self._served = False
         self._keep(HTTPRequestHandler.head_timeout)
-
-    def _hold(self) -> None:
-        """It has an ``rfile`` of its own: then it keeps its worker, too."""
-        if time.monotonic_ns() < self.until_ns:
-            self._master._took_again(self)
-            super(_Parked, self.handler).handle()  # type: ignore[misc]
-        self._close()
 
     def _read(self) -> None:
         stream = self._stream

@@ -7,20 +7,18 @@ the two; what they say to each other is made and checked in ``environ``.
 import logging
 import os
 import socket
-import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from http import HTTPStatus
-from io import BufferedRandom, BufferedReader, FileIO
 from typing import Any
 
 from ..listeners import address_text
 from ..logfiles import logger_named
 from .environ import add_request, line_of, status_of
 from .handler import HTTPRequestHandler
-from .reply import AS_IT_IS, COUNTED, Reply
+from .reply import AS_IT_IS, COUNTED, Reply, is_real
 from .wire import Reject, escape
 
 _Fields = Iterable[tuple[str, str]]
@@ -50,10 +48,8 @@ class FileWrapper:
 
     @property
     def real(self) -> bool:
-        """Whether what can be read of it is what its descriptor has: a GzipFile has one, too."""
-        file = self.filelike
-        raw = file.raw if type(file) in (BufferedReader, BufferedRandom) else file
-        return type(raw) is FileIO and stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+        """Whether the kernel may copy it."""
+        return is_real(self.filelike)
 
 
 class WSGIRequestHandler(HTTPRequestHandler):
@@ -119,7 +115,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
         return environ
 
     def _add_client(self, environ: dict[str, Any]) -> None:
-        peer = self.client_address
+        peer = self.client_address if isinstance(self.client_address, tuple) else None
         # Empty for a UNIX socket, as with gunicorn: Flask and Django take what is there, but
         # not nothing at all.
         environ["REMOTE_ADDR"] = str(peer[0]) if peer else ""
