@@ -161,6 +161,7 @@ def test_it_is_refused_where_a_loop_runs_in_words(aio: Aio) -> None:
         ({"client_timeout": 3}, "client_timeout is for handlers that block"),
         ({"protocol_factory": print}, "client_connected_cb or protocol_factory, one of them"),
         ({"ssl_context": "pem"}, "ssl_context must be an ssl.SSLContext, not 'pem'"),
+        ({"ssl_context": ssl.create_default_context()}, "ssl_context must be for a server"),
         ({"ssl_handshake_timeout": 0}, "ssl_handshake_timeout must be .* above 0, not 0"),
         ({"addresses": "udp:127.0.0.1:0"}, "127.0.0.1:0 takes datagrams: it needs"),
         ({"addresses": []}, "at least one address"),
@@ -429,6 +430,83 @@ run(None, ["127.0.0.1:0", "unix:door.sock", "udp:127.0.0.1:0", "unixgram:gram.so
             assert ask(client, b"gram") == b"GRAM"
     assert server.quit() == 0
     assert not (tmp_path / "door.sock").exists() and not (tmp_path / "gram.sock").exists()
+
+
+def test_datagrams_that_were_queued_are_served_when_the_stop_comes(aio: Aio) -> None:
+    server = aio("""
+class Slow(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def datagram_received(self, data, peer):
+        time.sleep(0.01)
+        self.transport.sendto(data, peer)
+run(None, "udp:127.0.0.1:0", protocol_factory=Slow, max_requests=5)
+""").ready()
+    where = server.saw(r"ready, listening on (.*)")[0][1]
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", int(where.rpartition(":")[2])))
+        for number in range(100):
+            client.send(b"%d" % number)
+        server.signal(signal.SIGQUIT)
+        assert [client.recv(100) for _ in range(100)] == [b"%d" % n for n in range(100)]
+    assert server.wait() == 0
+    assert server.count("forked") == 1  # they are not counted
+
+
+def test_whatever_a_callback_raises_closes_its_connection(aio: Aio) -> None:
+    server = aio("""
+    class Odd(BaseException):
+        pass
+    async def odd(reader, writer):
+        await reader.read(1)
+        raise Odd("not an Exception")
+    run(odd, worker_connections=1)
+    """).ready()
+    server.expect_error("client_connected_cb failed for 127.0.0.1:", "^Traceback")
+    for _ in range(3):
+        assert server.ask() == b""
+    server.saw("Odd: not an Exception", times=3)
+
+
+@pytest.mark.parametrize("when", ["before it is ready", "after"])
+@pytest.mark.parametrize("what", ["task", "generator"])
+def test_what_does_not_end_at_the_end_does_not_keep_a_worker_whose_main_has_failed(
+    aio: Aio, what: str, when: str
+) -> None:
+    server = aio(f"""
+    async def stubborn():
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                pass
+    async def generator():
+        try:
+            yield 1
+        finally:
+            await stubborn()
+    async def fail(master):
+        if {what!r} == "task":
+            tasks = await master.exit_stack.enter_async_context(asyncio.TaskGroup())
+            tasks.create_task(stubborn())
+        else:
+            global kept
+            kept = generator()
+            await anext(kept)
+        await asyncio.sleep(0)
+        raise RuntimeError("lost the database")
+    if {when!r} == "after":
+        run_asyncio(fail, workers=1, loop=LOOP, graceful_timeout=1, pid_path=None)
+    else:
+        run(who, after_fork=fail, graceful_timeout=1)
+    """)
+    server.expect_error(".*")
+    server.saw("RuntimeError: lost the database")
+    if when == "after":
+        server.saw("worker=1 .* forked", times=2)
+        server.signal(signal.SIGTERM)
+    server.wait()
 
 
 @pytest.fixture(scope="module")

@@ -185,7 +185,16 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
         *("listeners", "reports", "signals", "stats", "status.table"),
         *("options", "holder"),
     },
-    "cli.__init__": {"errors", "options", "target", "serve", "program", "control", "look"},
+    "cli.__init__": {
+        "errors",
+        "options",
+        "target",
+        "serve",
+        "program",
+        "control",
+        "look",
+        "logfiles",
+    },
 }
 
 # What runs a loop stands on the core, too. Two of its modules have namesakes there.
@@ -197,7 +206,7 @@ AIO_MAY_IMPORT: dict[str, set[str]] = {
     "aio.doors": {"acceptor", "handle", "leave", "scoreboard", "life", "turns"},
     "aio.server": ROLES
     | {"errors", "settings", "crews", "listeners", "logfiles", "launch", "preforker", "stats"}
-    | {"life", "loops", "turns", "doors"},
+    | {"life", "loops", "turns", "doors", "tls"},
     "aio.__init__": {"handle", "server"},
 }
 
@@ -266,7 +275,7 @@ WIDE = {
     "cli.recipe": {"make", "make_loop"},
     "cli.serve": {"_answer", "boot"},
     "cli.program": {"run"},
-    "aio.life": {"begin"},
+    "aio.life": {"begin", "_live"},
     "aio.doors": {"_admit", "_visit"},
 }
 

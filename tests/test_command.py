@@ -631,6 +631,7 @@ def test_it_ends_with_0_when_it_was_asked_to(command: Callable[..., Server]) -> 
         (["things:sys"], "things:sys is of type module, and cannot be served"),
         (["things:work", "-b", "udp:127.0.0.1:0"], "wants streams"),
         (["things:work", "--certfile", "x"], "--certfile is nothing for a work function"),
+        (["things:Echo", "--keyfile", "x"], "--keyfile is for a --certfile, and there is none"),
         (["things:Echo", "--log-path", "/nowhere/x"], "log_path /nowhere/x: No such file"),
         (["a-b:c"], "a target is module:thing"),
     ],
@@ -770,6 +771,24 @@ def test_a_daemon_is_started_and_stopped_by_its_pid_file(tmp_path: Path) -> None
     assert not alive(pid)
     assert not (tmp_path / "x.pid").exists()
     assert "SIGQUIT: stopping 2 workers gracefully" in (tmp_path / "things.log").read_text()
+
+
+def test_who_has_closed_its_output_is_obeyed_all_the_same(tmp_path: Path) -> None:
+    def silently(*words: str) -> int:
+        (tmp_path / "things.py").write_text(THINGS)
+        command = [sys.executable, "-W", "error", "-m", "prefork_server", *words]
+        env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"]
+        over = subprocess.run([*shell, *command], check=False, cwd=tmp_path, env=env, timeout=60)
+        return over.returncode
+
+    words = ("things:Echo", "-D", "-b", f"unix:{tmp_path}/x", "-w", "1", "-p", "x.pid")
+    assert silently("serve", *words) == 0
+    pid = int((tmp_path / "x.pid").read_text())
+    for verb in ("reload", "status", "stop"):
+        assert silently(verb, "x.pid") == 0
+    assert "generation 2 serves" in (tmp_path / "things.log").read_text()
+    assert not alive(pid)
 
 
 # stop

@@ -239,8 +239,10 @@ class Doors:
             transport, _ = await self._loop.connect_accepted_socket(
                 lambda: protocol, connection, **self._tls
             )
-        except OSError as error:  # gone, or no TLS; the loop closes it
+        except OSError as error:  # gone, or no TLS; the loop closes it, if it has begun with it
             self._life.gone(peer, error)
+            if connection in self._held:
+                connection.close()
         else:
             if connection in self._held:
                 self._held[connection] = transport
@@ -264,7 +266,7 @@ class Doors:
         except asyncio.CancelledError:
             writer.close()
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             # User code. SystemExit asks for a new worker, after this one's manners.
             if isinstance(error, SystemExit):
                 self._master.retire()
@@ -320,9 +322,13 @@ class Doors:
         for ``quiet`` seconds."""
         now = quiet_since = time.monotonic()
         end = now + self._life.graceful / 2
+        datagrams = select.poll()
+        for listener in self._datagrams:
+            datagrams.register(listener, select.POLLIN)
         while now < end:
             full = len(self._held) >= self._most or self._acceptor.resting
             took = not full and sum(map(self._take, self._streams)) > 0
+            took = bool(datagrams.poll(0)) or took  # the loop takes those
             now = time.monotonic()
             if took or full:
                 quiet_since = now

@@ -52,6 +52,7 @@ class Life:
         self._kind = kind
         self._after_fork = after_fork
         self._serve = serve
+        self._raised: BaseException | None = None  # by what it lives for
         self._leave_at = 0.0  # of the loop's clock; 0: nobody wants it to go
         self.each_beat: Callable[[], object] = nothing
 
@@ -71,16 +72,28 @@ class Life:
             self.loop.run_until_complete(self._prepared)
             if self._task.done():
                 self._task.result()
-        except BaseException:
+        except BaseException as error:
             self._close()
+            if self._raised not in (None, error):  # its end did not end
+                raise self._raised from None
             raise
 
     def live(self, master: MasterHandle) -> None:
         try:
             self._ready.set_result(None)
-            self.loop.run_until_complete(self._task)
+            self._task.add_done_callback(self._stop)
+            self.loop.run_forever()
+            if self._task.done():
+                self._task.result()
+                return
+            self.warn("what is to be closed at the end does not end, leaving")
+            if self._raised:
+                raise self._raised
         finally:
             self._close()
+
+    def _stop(self, *_: object) -> None:
+        self.loop.stop()
 
     def _be_prepared(self, *_: object) -> None:
         if not self._prepared.done():
@@ -108,6 +121,9 @@ class Life:
             except TimeoutError:
                 if not self._limit.expired():
                     raise
+        except BaseException as error:  # user code
+            self._raised = error
+            raise
         finally:
             await self._end()
 
@@ -150,10 +166,14 @@ class Life:
     async def _end(self) -> None:
         master = self._master
         master._retired.set()  # it may go by itself, and what is to be closed may wait for this
+        # Whoever swallows the cancellation below, or is closed for ever, does not keep us.
+        self.loop.call_later(max(0.0, self.left()) + self.graceful / 20, self._stop)
         try:
-            async with asyncio.timeout(self.left()):
+            async with asyncio.timeout(self.left()) as limit:
                 await master.exit_stack.aclose()
         except TimeoutError:
+            if not limit.expired():
+                raise  # by what was closed
             self.warn("exit_stack was not closed in time")
         others = asyncio.all_tasks() - {self._task}
         await cancelled(others, self.left())

@@ -20,6 +20,7 @@ from ..plan import Death
 from ..preforker import Preforker
 from ..remote import Remote
 from ..settings import Settings, SettingsKeywords, settle
+from ..tls import terms
 from .doors import Doors
 from .handle import AsyncMasterHandle
 from .life import Life
@@ -276,8 +277,8 @@ def _check(worker_connections: Any, limit: Any, context: Any, handshake: Any) ->
     for name, number in (("worker_connections", worker_connections), ("limit", limit)):
         if type(number) is not int or number < 1:
             raise ConfigError(f"{name} must be a whole number, 1 or more, not {number!r}")
-    if context is not None and not isinstance(context, ssl.SSLContext):
-        raise ConfigError(f"ssl_context must be an ssl.SSLContext, not {context!r}")
+    if context is not None:
+        terms(context)  # or ConfigError
     if type(handshake) not in (int, float) or not handshake > 0:
         text = "ssl_handshake_timeout must be a number of seconds above 0"
         raise ConfigError(f"{text}, not {handshake!r}")

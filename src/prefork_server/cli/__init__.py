@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import BindError, BootError, ConfigError, PreforkError
+from ..logfiles import fill_standard_descriptors
 from .options import PROG, Options, parse
 from .target import LoadError
 
@@ -21,6 +22,10 @@ _RUNNING = 4
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the words say; the exit code. What is wrong with them exits with 2."""
     options = parse(sys.argv[1:] if words is None else words)
+    if options.verb != "run":  # whoever has closed them wants to hear nothing
+        fill_standard_descriptors()
+        sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     try:
         return _do(options)
     except PreforkError as error:

@@ -163,6 +163,8 @@ def recipe(thing: Thing, said: str | None, udp: bool, keywords: Mapping[str, Any
         from ..http import PreforkWSGIServer
 
         server, handler = PreforkWSGIServer, thing.value
+    if "keyfile" in keywords and "certfile" not in keywords and kind != "server":
+        raise Misuse("--keyfile is for a --certfile, and there is none")
     what = server.__name__ if server else words_for(kind)
     for name in keywords:
         its_name = "ssl_context" if name in _FILES and kind in ("asyncio", "protocol") else name
