@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Server, Starter, alive, children, eventually, read_all, title
+from .conftest import Server, Starter, alive, children, eventually, read_all, title, unmeasured
 from .test_control import asked
 
 pytestmark = pytest.mark.processes
@@ -31,7 +31,7 @@ def held(start: Starter, program: str) -> Iterator[tuple[Server, "Hold"]]:
     reader, writer = os.pipe()
     try:
         hold = Hold(writer)
-        server = start(program, str(reader), pass_fds=[reader])
+        server = start(program, str(reader), pass_fds=[reader], env=unmeasured())
         hold.server = server
         yield server, hold
     finally:

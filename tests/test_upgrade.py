@@ -178,7 +178,7 @@ BROKEN = {
         "Server.after_fork = lambda self, master: 1 / 0",
         r"ended before it was ready: exit code 1: BootError: .*ZeroDivisionError",
     ),
-    "hang": ("time.sleep(1000)", r"ended since it was not ready within 2s: killed by signal 9"),
+    "hang": ("time.sleep(1000)", r"ended since it was not ready within 5s: killed by signal 9"),
     "crash": (
         "Server.ready = lambda self, _: threading.Timer(0.5, os._exit, (7,)).start()",
         r"ended right after it was ready: exit code 7",
@@ -193,7 +193,7 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
     statement, sentence = BROKEN[fault]
     if fault == "absent":
         version.write_text(fault)
-    boot_timeout = 2 if fault == "hang" else 60
+    boot_timeout = 5 if fault == "hang" else 60
     server = start(f"""{PROGRAM}
     if version == "absent":
         sys.executable = "/no/such/program"
