@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
@@ -444,38 +443,6 @@ def test_who_has_just_come_or_begun_to_ask_has_a_second_when_the_stop_comes(
     assert server.wait() == 0
 
 
-@BOTH
-def test_nothing_is_lost_of_what_was_asked_when_the_stop_came(
-    serving: Serving, connect: Connect, tmp_path: Any, handler: str
-) -> None:
-    server = serving(
-        "os.mkfifo('gate')\n"
-        "    def do_GET(self):\n"
-        "        print('in the handler')\n"
-        "        with open('gate') as gate:\n"
-        "            gate.read()\n"
-        "        while current_master().wants_me_alive():\n"
-        "            time.sleep(0.01)\n"
-        "        Hello.answer(self, b'done')\n"
-        "    Hello.do_GET = Plain.do_GET = do_GET\n"
-        "    Plain.do_OPTIONS = Hello.do_OPTIONS = lambda self: Hello.answer(self, b'')\n"
-        f"    serve_http({handler})"
-    )
-    busy, waits = connect(server), connect(server)
-    waits.send(b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").answer()
-    busy.send(GET)
-    server.saw("in the handler")
-    waits.send(GET)
-    server.signal(3)
-    server.saw("stopping 1 workers gracefully")
-    for client in (busy, waits):
-        (tmp_path / "gate").write_text("go")
-        status, fields, body = client.answer()
-        assert (status, fields["connection"], body) == (200, "close", b"done")
-        assert client.is_closed()
-    assert server.wait() == 0
-
-
 GATED = """os.mkfifo('gate')
     def do_GET(self):
         print('in the handler')
@@ -488,6 +455,26 @@ GATED = """os.mkfifo('gate')
     Hello.do_GET = Plain.do_GET = do_GET
     Plain.do_OPTIONS = Hello.do_OPTIONS = lambda self: Hello.answer(self, b'')
 """
+
+
+@BOTH
+def test_nothing_is_lost_of_what_was_asked_when_the_stop_came(
+    serving: Serving, connect: Connect, tmp_path: Path, handler: str
+) -> None:
+    server = serving(f"{GATED}\n    serve_http({handler})")
+    busy, waits = connect(server), connect(server)
+    waits.send(b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").answer()
+    busy.send(GET)
+    server.saw("in the handler")
+    waits.send(GET)
+    server.signal(3)
+    server.saw("stopping 1 workers gracefully")
+    for client in (busy, waits):
+        (tmp_path / "gate").write_text("stops")
+        status, fields, body = client.answer()
+        assert (status, fields["connection"], body) == (200, "close", b"/")
+        assert client.is_closed()
+    assert server.wait() == 0
 
 
 def found_by_one_look(server: Server, connect: Connect, gate: Path) -> list[Client]:

@@ -69,31 +69,29 @@ class Life:
         self._task = self.loop.create_task(self._live(), context=contextvars.copy_context())
         self._task.add_done_callback(self._be_prepared)
         try:
-            self.loop.run_until_complete(self._prepared)
+            self._run_until(self._prepared)
             if self._task.done():
                 self._task.result()
-        except BaseException as error:
+        except BaseException:
             self._close()
-            if self._raised not in (None, error):  # its end did not end
-                raise self._raised from None
             raise
 
     def live(self, master: MasterHandle) -> None:
         try:
             self._ready.set_result(None)
-            self._task.add_done_callback(self._stop)
-            self.loop.run_forever()
-            if self._task.done():
-                self._task.result()
-                return
-            self.warn("what is to be closed at the end does not end, leaving")
-            if self._raised:
-                raise self._raised
+            self._run_until(self._task)
         finally:
             self._close()
 
-    def _stop(self, *_: object) -> None:
-        self.loop.stop()
+    def _run_until(self, future: "asyncio.Future[Any]") -> None:
+        try:
+            self.loop.run_until_complete(future)
+        except RuntimeError:
+            if self._task.done() or not self._leave_at:
+                raise  # by user code, or it has stopped the loop
+            self.warn("what is to be closed at the end does not end, leaving")
+            if self._raised:
+                raise self._raised from None
 
     def _be_prepared(self, *_: object) -> None:
         if not self._prepared.done():
@@ -167,7 +165,7 @@ class Life:
         master = self._master
         master._retired.set()  # it may go by itself, and what is to be closed may wait for this
         # Whoever swallows the cancellation below, or is closed for ever, does not keep us.
-        self.loop.call_later(max(0.0, self.left()) + self.graceful / 20, self._stop)
+        self.loop.call_later(max(0.0, self.left()) + self.graceful / 20, self.loop.stop)
         try:
             async with asyncio.timeout(self.left()) as limit:
                 await master.exit_stack.aclose()
