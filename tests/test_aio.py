@@ -469,6 +469,19 @@ def test_whatever_a_callback_raises_closes_its_connection(aio: Aio) -> None:
     server.saw("Odd: not an Exception", times=3)
 
 
+def test_a_callback_that_stops_the_loop_costs_its_worker_and_is_told(aio: Aio) -> None:
+    server = aio("""
+    async def stop(reader, writer):
+        asyncio.get_running_loop().stop()
+    run(stop)
+    """).ready()
+    server.expect_error("")
+    with suppress(ConnectionResetError):
+        assert server.ask() == b""
+    server.saw("RuntimeError: Event loop stopped before Future completed")
+    server.saw("worker=1 .* forked", times=2)
+
+
 @pytest.mark.parametrize("when", ["before it is ready", "after"])
 @pytest.mark.parametrize("what", ["task", "generator"])
 def test_what_does_not_end_at_the_end_does_not_keep_a_worker_whose_main_has_failed(
