@@ -403,18 +403,6 @@ def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
         assert not [n for n in ast.walk(tree) if isinstance(n, ast.Assert)], module
 
 
-def test_the_core_is_small_enough_to_read() -> None:
-    core = (path for path in PACKAGE.glob("*.py") if path.stem != "testing")
-    lines = {path.stem: path.read_text().count("\n") for path in core}
-    assert sum(lines.values()) <= 9300, lines
-    assert max(lines.values()) <= 400, lines
-
-
-def test_each_module_of_a_house_is_short_enough_to_read() -> None:
-    for path in PACKAGE.glob("*/*.py"):
-        assert path.read_text().count("\n") <= 400, path
-
-
 def _loaded_by(statement: str) -> set[str]:
     code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); {statement}"
     command = [sys.executable, "-S", "-c", code + "; print(*sys.modules)"]  # without .pth files
