@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings as properties
@@ -341,3 +341,18 @@ def alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+class PipeEnd(NamedTuple):
+    fd: int
+    flags: int  # of its file description, as open(2) has them
+
+
+def pipes_of(pid: int) -> list[PipeEnd]:
+    """The ends of pipes that a process holds."""
+    found = []
+    for fd in sorted(open_files(pid)):
+        if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("pipe:"):
+            text = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+            found.append(PipeEnd(fd, int(text.partition("flags:\t")[2].split()[0], 8)))
+    return found

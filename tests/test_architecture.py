@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "settings": {"errors"},
     "vigil": set(),
     "connection": {"vigil"},
-    "reports": set(),
+    "reports": {"scoreboard"},
     "titles": set(),
     "terminal": {"scoreboard"},
     "reaper": set(),

@@ -284,6 +284,7 @@ class Master:
         # before any handler of the program's can run here, and raise.
         with all_blocked() as mask:
             try:
+                self._reports.make_room(slot)
                 pid = fork()
             except OSError as error:
                 refusal = error.strerror
@@ -305,7 +306,9 @@ class Master:
         """In the fork: let go of what is the master's, and never come back."""
         try:
             job, relay, others = self._job, self._relay, self._job.service.listeners
-            if pool is self._service:  # nobody is to wake it for what it does not take
+            self._relay.leave_to_master()
+            if pool is self._service:  # no connection to the workers' listeners is for it
+                self._relay.close()
                 job, relay, others = self._service_job, Relay(), self._job.listeners
             for listener in others:
                 listener.socket.close()

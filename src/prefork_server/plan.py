@@ -19,6 +19,7 @@ class WorkerHandle:
     generation: int = 1
     service: str = ""  # the name of the one that it runs; it is then none of the workers
     retiring: bool = False  # the master told it to go
+    succeeded: bool = False  # and another one takes its place
     told_ns: int = 0  # when it did
     ending: bool = False  # the master sent TERM
     kill_ns: int = NEVER  # when patience with its going ends

@@ -45,6 +45,7 @@ from .sizing import Sizing
 
 _HURRY_NS = SECOND  # from TERM to KILL, for a worker that blocks TERM
 _PARTING_NS = SECOND  # after so long, one that was told to go holds no successor up
+_FEW = 8  # workers that may always be on their way out while their successors serve
 
 
 @dataclass
@@ -159,7 +160,8 @@ class Pool(Roster):
         go as there are too many when the fresh who are ready are counted with them.
         """
         staying = self._staying(now_ns)
-        leaving = [w for w in self._serving() if not self._holds_place(w, now_ns)]
+        there = set(staying)
+        leaving = [w for w in self._serving() if w not in there]
         proven = self._is_proven(now_ns)
         # Whoever has been ready for so long was of use, which may change what is to be done.
         alarms += [
@@ -174,7 +176,8 @@ class Pool(Roster):
         # Surplus: who is idle, and of those the highest number first.
         fresh.sort(key=lambda w: (not self.ready(w), self.board.is_idle(w.slot), w.slot))
         successors = sum(1 for w in fresh if self.ready(w)) if proven else 0
-        replaced = due[: max(0, successors + len(due) - self.wanted)]
+        room = self._room_to_part() - len(leaving)
+        replaced = due[: max(0, min(room, successors + len(due) - self.wanted))]
         most = self.wanted + (self._spare() if proven else 1)
         left = due[len(replaced) :]
         # Beyond what is wanted, or than there is room for beside those who are due.
@@ -194,6 +197,28 @@ class Pool(Roster):
             missing = max(missing, min(self.wanted - len(fresh), room))
         fork = self._to_fork(now_ns, missing, staying, alarms)
         return fork, tuple(surplus + replaced + leaving), serves
+
+    def _staying(self, now_ns: int) -> list[WorkerHandle]:
+        """The workers that are not on their way out, or cannot be replaced yet."""
+        staying, room = [], self._room_to_part()
+        for worker in self._serving():
+            if self._holds_place(worker, now_ns) or not room:
+                staying.append(worker)
+            else:
+                room -= 1
+        return staying
+
+    def _room_to_part(self) -> int:
+        """How many more may be on their way out while their successors are there already.
+
+        A worker says on the scoreboard that it leaves or is worn out, for itself or for any
+        other. Without a bound one that was taken over, and has stopped its siblings, would have
+        the master fork thousands.
+        """
+        if self.wanted == 0:  # none has a successor
+            return len(self._workers)
+        parting = sum(worker.succeeded for worker in self._workers.values())
+        return max(0, max(2 * self.wanted, _FEW) - parting)
 
     def _spare(self) -> int:
         """How many more than are wanted there may be because some are due."""
@@ -318,6 +343,7 @@ class Pool(Roster):
 
     def told_to_retire(self, worker: WorkerHandle, now_ns: int) -> None:
         worker.retiring = True
+        worker.succeeded = self.is_due(worker) or self._leaves(worker)
         worker.told_ns = now_ns
         worker.kill_ns = now_ns + in_ns(self.settings.graceful_timeout)
         self.board.set(worker.slot, WISH, self._farewell)

@@ -1,54 +1,87 @@
 """What a worker leaves behind: a traceback, or the stack of where it hung or crashed.
 
-One file in memory, a stretch of it for each slot. A worker writes to its own
-stretch, even from a crash handler; the master reads it when the worker is gone,
+Files in memory, each with a stretch for every one of a few slots. A worker writes to its
+own stretch, even from a crash handler; the master reads it when the worker is gone,
 or is about to be killed. It is text from another process: cleaned, and cut.
+
+A file is made when the first of its slots is forked into, and its size is sealed: what a
+worker writes to it is memory that stays when the worker is gone, at most 16 MiB.
 
 What workers show to the command goes to a file of its own, each line behind the last, and is
 no matter of the master's: so whoever looks, and however often, leaves no word in a report.
 """
 
 import fcntl
+import mmap
 import os
 import sys
 import threading
 from types import FrameType
 from typing import Final
 
+from .scoreboard import sealed_memory
+
 _STRETCH: Final = 1 << 20  # bytes; sparse: what is not written takes no memory
+_SLOTS: Final = 16  # whose stretches are in one file
 STACKS: Final = "prefork-stacks"
 _LONGEST: Final = 64 * 1024  # bytes that are worth a log record
 
 
 class Reports:
     def __init__(self) -> None:
-        self._fd = os.memfd_create("prefork-reports")
+        self._files: dict[int, tuple[int, mmap.mmap]] = {}  # with a descriptor, by number
         self.stacks: int = os.memfd_create(STACKS)
         # Whoever has emptied it finds the next word at its beginning.
         fcntl.fcntl(self.stacks, fcntl.F_SETFL, os.O_APPEND)
 
+    def make_room(self, slot: int) -> None:
+        """Before the fork of a worker into this slot. Raises OSError: no descriptor is left."""
+        if slot // _SLOTS not in self._files:
+            fd = sealed_memory("prefork-reports", _SLOTS * _STRETCH)
+            try:
+                self._files[slot // _SLOTS] = fd, mmap.mmap(fd, 0)
+            except OSError:
+                os.close(fd)
+                raise
+
     def open_in_worker(self, slot: int) -> int:
         """A descriptor for this worker alone: it has an offset of its own, at its stretch."""
-        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY)
-        os.lseek(fd, slot * _STRETCH, os.SEEK_SET)
-        os.close(self._fd)
+        file, _, start = self._place(slot)
+        fd = os.open(f"/proc/self/fd/{file}", os.O_WRONLY)
+        os.lseek(fd, start, os.SEEK_SET)
+        self._close()
         return fd
 
     def read(self, slot: int) -> str:
-        return cleaned(self._stretch(slot).strip(b"\0"))
+        file, _, start = self._place(slot)
+        try:
+            start, end = os.lseek(file, start, os.SEEK_DATA), start + _STRETCH
+        except OSError:
+            return ""  # nothing was written here or behind it
+        return cleaned(os.pread(file, max(0, end - start), start).strip(b"\0"))
 
     def take(self, slot: int) -> str:
         """Read, and wipe for the next worker in this slot."""
-        raw = self._stretch(slot).rstrip(b"\0")
-        os.pwrite(self._fd, bytes(len(raw)), slot * _STRETCH)
-        return cleaned(raw.strip(b"\0"))
+        text = self.read(slot)
+        _, memory, start = self._place(slot)
+        try:
+            memory.madvise(mmap.MADV_REMOVE, start, _STRETCH)  # and give the memory back
+        except OSError:  # gVisor refuses it
+            memory[start : start + _STRETCH] = bytes(_STRETCH)
+        return text
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._close()
         os.close(self.stacks)
 
-    def _stretch(self, slot: int) -> bytes:
-        return os.pread(self._fd, _STRETCH, slot * _STRETCH)
+    def _close(self) -> None:
+        for fd, memory in self._files.values():
+            os.close(fd)
+            memory.close()
+
+    def _place(self, slot: int) -> tuple[int, mmap.mmap, int]:
+        """The descriptor of the file, the file, and where the stretch of this slot begins."""
+        return *self._files[slot // _SLOTS], slot % _SLOTS * _STRETCH
 
 
 def leave_report(fd: int, text: str) -> None:

@@ -34,9 +34,6 @@ class Roster:
     def _serving(self) -> list[WorkerHandle]:
         return [worker for worker in self._workers.values() if not worker.retiring]
 
-    def _staying(self, now_ns: int) -> list[WorkerHandle]:
-        return [worker for worker in self._serving() if self._holds_place(worker, now_ns)]
-
     def _holds_place(self, worker: WorkerHandle, now_ns: int) -> bool:
         """Whether this worker counts as one of those that are wanted.
 

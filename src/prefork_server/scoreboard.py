@@ -139,6 +139,22 @@ NEVER: Final = 1 << 62  # ns; half of what a word holds, so that adding to it ne
 _MASK: Final = NEVER - 1
 
 
+def sealed_memory(name: str, size: int) -> int:
+    """The descriptor of a file in memory that keeps its size of so many bytes. Raises OSError.
+
+    A worker that made it shorter would end every process that has it mapped, by SIGBUS. One
+    that made it longer could fill all memory, which would stay taken after its death.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 def in_ns(seconds: float) -> int:
     return int(seconds * SECOND)
 
@@ -148,11 +164,8 @@ class Scoreboard:
     forked from now on."""
 
     def __init__(self, capacity: int) -> None:
-        fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = sealed_memory(NAME, (1 + capacity + SERVICES) * _ROW + _NOTICES)
         try:
-            os.ftruncate(fd, (1 + capacity + SERVICES) * _ROW + _NOTICES)
-            # A worker that made it shorter would end all of us by SIGBUS.
-            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
             self._lay_out(mmap.mmap(fd, 0))
         finally:
             os.close(fd)

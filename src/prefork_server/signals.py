@@ -68,37 +68,55 @@ class Bell:
                     break
 
     def only_ring(self) -> None:
-        """In a fork: somebody else sleeps here, and writes here in his signal handlers. So we
-        open our end anew: to let it block would be to let him block."""
+        """In a fork: another process sleeps here, and writes here in its signal handlers."""
         os.close(self._heard)
-        with suppress(OSError):  # no /proc; or he is gone
-            own = os.open(f"/proc/self/fd/{self.rope}", os.O_WRONLY | os.O_NONBLOCK)
-            os.dup2(own, self.rope, inheritable=False)
-            os.close(own)
+        _open_anew(self.rope)
 
     def close(self) -> None:
         os.close(self._heard)
         os.close(self.rope)
 
 
+def _open_anew(fd: int) -> None:
+    """In a fork: have the write end of a pipe on a file description of its own.
+
+    O_NONBLOCK belongs to the description. A worker that cleared it on a shared one could make
+    the master wait in its next write, for ever: the pipe may be full.
+    """
+    with suppress(OSError):  # no /proc, or its reader is gone
+        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
+        os.dup2(own, fd, inheritable=False)
+        os.close(own)
+
+
 class Relay:
-    """Wakes one idle worker, whichever, so that it looks at the listeners anew."""
+    """A pipe that wakes one idle worker, whichever, so that it looks at the listeners anew.
+
+    Each byte wakes one, which reads it. No eventfd: it cannot be opened anew, so master and
+    workers would share the flag by which a write to it waits.
+    """
 
     def __init__(self) -> None:
-        self.fd: int = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
+        self.fd: int
+        self.fd, self._end = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._end, False)
 
     def wake_one(self) -> None:
-        # All share the flag, and the count: whoever spoilt them must not hold the master up.
-        os.set_blocking(self.fd, False)
-        with suppress(BlockingIOError):
-            os.eventfd_write(self.fd, 1)
+        with suppress(BlockingIOError):  # full: all are woken already
+            os.write(self._end, b"!")
 
     def woken(self) -> None:
         with suppress(BlockingIOError):  # a sibling was faster
-            os.eventfd_read(self.fd)
+            os.read(self.fd, 1)
+
+    def leave_to_master(self) -> None:
+        """In a fork: the master goes on writing here."""
+        _open_anew(self._end)
 
     def close(self) -> None:
         os.close(self.fd)
+        os.close(self._end)
 
 
 class Inbox:
