@@ -117,7 +117,7 @@ def test_out_of_anything_it_pauses_and_asks_a_sibling(
     acceptor, listener = _failing(stack, monkeypatch, code)
     assert acceptor.accept(listener) is None
     assert caplog.messages == ["accept: stubbed, trying again in 0.1s"]
-    assert os.eventfd_read(acceptor._relay.fd) == 1
+    assert os.read(acceptor._relay.fd, 9) == b"!"
     assert acceptor.wait(AT_ONCE) is None  # somebody is there, and we do not look
     pauses = [acceptor._pause]
     while pauses[-1] < 1:
@@ -159,7 +159,7 @@ def test_a_worker_woken_for_two_listeners_asks_a_sibling_to_look(stack: ExitStac
         listener = acceptor.wait(PATIENTLY)
         assert listener is not None
         chosen.add(listener.getsockname())  # round robin, or one could starve the other
-        assert os.eventfd_read(bench.relay.fd) == 1
+        assert os.read(bench.relay.fd, 9) == b"!"
     assert len(chosen) == 2
 
 

@@ -364,9 +364,9 @@ def test_what_only_the_master_may_hold_is_not_in_a_worker(launch: Launch, tmp_pa
     assert str(tmp_path / "pid") not in first
     files = [name for name in first if name.startswith(str(tmp_path))]
     assert files == [str(tmp_path / "log"), str(tmp_path / "out")]
-    # The listener; its own bell and the master's, to ring; the end of life; the test's pipe.
-    assert first.count("socket") == 1
-    assert first.count("pipe") == 5
+    # Both ends of its own bell and of the relay; the master's bell; the end of life; the test's.
+    assert first.count("socket") == 1  # the listener
+    assert first.count("pipe") == 7
     daemon.stop()
 
 
