@@ -123,13 +123,14 @@ MAY_IMPORT = {
 # What speaks HTTP stands on the core, which does not know it. A bare name is a module of its own.
 HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.grammar": set(),
+    "http.memo": set(),
     "http.chunks": {"grammar"},
-    "http.fields": {"grammar"},
-    "http.wire": {"grammar", "chunks", "fields"},
-    "http.heads": {"wire"},
+    "http.fields": {"grammar", "memo"},
+    "http.wire": {"grammar", "chunks", "fields", "memo"},
+    "http.heads": {"memo", "wire"},
     "http.stream": {"connection", "vigil", "wire"},
     "http.reply": {"vigil"},
-    "http.forwarded": {"peers", "grammar", "wire"},
+    "http.forwarded": {"peers", "grammar", "memo", "wire"},
     "http.asked": {"forwarded", "wire"},
     "http.access": {"logfiles", "wire"},
     "http.handler": {"vigil", "reception", "wire", "heads", "stream", "reply", "asked", "access"},
@@ -137,7 +138,7 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.entrance": {"acceptor", "handle", "proxy", "scoreboard", "stream"},
     "http.server": {"acceptor", "connection", "vigil", "handle", "listeners", "proxy", "servers"}
     | {"handler", "entrance", "forwarded", "visit"},
-    "http.environ": {"grammar", "heads", "wire"},
+    "http.environ": {"grammar", "heads", "memo", "wire"},
     "http.wsgi": {"listeners", "logfiles", "environ", "handler", "reply", "wire"},
     "http.application": {
         "errors",

@@ -12,7 +12,8 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from .grammar import check_reason
-from .heads import fields
+from .heads import Fields, fields
+from .memo import LONGEST, Memo
 from .wire import Request
 
 HOP_BY_HOP: Final = frozenset(
@@ -28,7 +29,7 @@ HOP_BY_HOP: Final = frozenset(
         "upgrade",
     )
 )
-_KNOWN_SIZE: Final = 4096  # characters of the longest fields that are remembered
+_ALL: Final = 4096  # characters of all fields of a request, to be remembered
 DATED: Final = ("date", "server")  # which we say, where the application does not
 
 _fields = re.compile(r"([^:]++):[ \t]*+((?:[^\r]*[^\r \t])?)[ \t]*+\r\n").findall
@@ -45,16 +46,14 @@ def add_request(environ: dict[str, Any], request: Request, path: str) -> None:
     environ["QUERY_STRING"] = query
     environ["REQUEST_URI"] = environ["RAW_URI"] = request.target
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == (1, 1) else "HTTP/1.0"
-    text = request.said.text
-    environ.update(told_by(text) if len(text) <= _KNOWN_SIZE else told_by.__wrapped__(text))
+    environ.update(told_by[request.said.text])
 
 
-@lru_cache(256)  # many requests have the same fields: with what is made of them 4 MB at most
-def told_by(text: str) -> Mapping[str, str]:
+def _told_by(text: str) -> Mapping[str, str]:
     """What the fields say, by the names that they have in ``environ``."""
     told: dict[str, str] = {}
     for name, value in _fields(text, 1):
-        key = key_of(name)
+        key = key_of(name) if len(name) <= LONGEST else key_of.__wrapped__(name)
         if key not in told:
             told[key] = value
         else:
@@ -74,8 +73,7 @@ def key_of(name: str) -> str:
     return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
 
 
-@lru_cache(256)
-def status_of(status: str) -> tuple[int, str | None]:
+def _status_of(status: str) -> tuple[int, str | None]:
     """The code, and the reason if it is not the usual one. Raises ValueError, TypeError."""
     if not isinstance(status, str):
         raise TypeError(f"a status is a text, as '200 OK', not {status!r}")
@@ -88,16 +86,21 @@ def status_of(status: str) -> tuple[int, str | None]:
     return code, None if reason == usual else reason
 
 
-@lru_cache(1024)
-def line_of(name: str, value: str) -> tuple[bytes, int, str]:
+def _line_of(key: tuple[str, str]) -> tuple[bytes, int, str]:
     """A line of the head; of Content-Length the number; the name, if it is one that matters.
 
     Raises ValueError for what the application may not say, TypeError for what is no text.
     """
+    name, value = key
     if not (isinstance(name, str) and isinstance(value, str)):
         raise TypeError(f"a header field is a pair of texts, not {(name, value)!r}")
     lower = name.lower()
     if lower in HOP_BY_HOP:
         raise ValueError(f"{name} is for the server to say, and not for an application (PEP 3333)")
-    line, length, told = fields[name, value]
+    line, length, told = fields.make(key)
     return line, length, told or (lower if lower in DATED else "")
+
+
+told_by: Memo[str, Mapping[str, str]] = Memo(_told_by, _ALL)  # clients repeat their fields
+status_of: Memo[str, tuple[int, str | None]] = Memo(_status_of)
+line_of: Fields = Fields(_line_of)

@@ -1,11 +1,11 @@
 """What the fields of a request say of its connection and of where it ends; or ``Reject``."""
 
 import re
-from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from .grammar import TOKEN, Limits, Reject
+from .memo import Memo
 
 # Those fields that say something of the connection, or of where the message ends.
 _telling = re.compile(
@@ -50,12 +50,12 @@ def heed(fields: str, minor: str, limits: Limits) -> Said:
     telling = _telling(lower)
     if len(telling) == 1 and telling[0][0] == "host":
         late = minor == "1"
-        return Said(text, lower, late, _host_of(telling[0][1]), late, 0, False)
+        return Said(text, lower, late, _hosts[telling[0][1]], late, 0, False)
     said = dict(telling)
     if len(said) < len(telling):
         said = _joined(telling)
     late = keep_alive = minor == "1"
-    host = _host_of(said["host"]) if "host" in said else None
+    host = _hosts[said["host"]] if "host" in said else None
     if late and host is None:
         raise Reject(400, "A request of HTTP/1.1 must have a Host field.")
     if "connection" in said:
@@ -82,13 +82,15 @@ def _joined(telling: list[tuple[str, str]]) -> dict[str, str]:
     return said
 
 
-@lru_cache(256)  # nearly all requests of a server name the same few hosts
 def _host_of(value: str) -> str:
     """The host and port of a Host field, in lower case, and checked."""
     host = value.rstrip(" \t")
     if host:  # a target without a host has an empty Host, says RFC 9112 3.2
         check_host(host)
     return host
+
+
+_hosts: Memo[str, str] = Memo(_host_of)  # nearly all requests of a server name the same few
 
 
 def check_host(host: str) -> None:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from ..peers import Peers
 from .grammar import TOKEN, Reject
+from .memo import Memo
 from .wire import Request
 
 
@@ -101,14 +102,13 @@ def _walk(nodes: Sequence[str], peers: Peers) -> tuple[int, str | None, int]:
         text = nodes[at].strip(" \t")
         if _hidden(text.lower()):
             break
-        address, port = found = _address(text)
+        address, port = found = _addresses[text]
         if found not in peers:
             break
     return at, address, port
 
 
-@lru_cache(1024)
-def _address(text: str) -> tuple[str, int]:
+def _address_of(text: str) -> tuple[str, int]:
     found = _node(text)
     port = int(found[3] or 0) if found else 0
     try:
@@ -117,6 +117,9 @@ def _address(text: str) -> tuple[str, int]:
     except ValueError:
         pass
     raise Reject(400, "For whom a proxy asks is not an address.")
+
+
+_addresses: Memo[str, tuple[str, int]] = Memo(_address_of)
 
 
 def _scheme(*said: str) -> str:

@@ -254,7 +254,7 @@ class HTTPRequestHandler(Asked):
         if message is None:
             message = self.responses.get(code, NO_PHRASE)[0]
         reply.status = int(code)
-        reply.lines.append(status_line(self.protocol_version, code, message))
+        reply.lines.append(status_line[self.protocol_version, code, message])
 
     def send_header(self, keyword: str, value: str) -> None:
         """Add a field. Raises ValueError for what no field can hold."""

@@ -9,7 +9,7 @@ no sentence of its refusals repeats what the client sent.
 """
 
 import re
-from typing import Final
+from typing import Final, NoReturn
 
 from .chunks import Chunks
 from .fields import Said, check_host, heed, values_of
@@ -27,6 +27,7 @@ from .grammar import (
     escape,
     token_end,
 )
+from .memo import Memo
 
 __all__ = [
     "LIMITS",
@@ -226,12 +227,18 @@ class Request:
 # The fields of a client's next request are those of its last one, byte for byte, whatever its
 # path. So what they say is known, by what stands behind the target: to match and to read them
 # again is two thirds of all reading for one of them, and four fifths for a browser's twelve.
-# And much of what is asked for was asked for just before. With what is made of it that is 7 MB
-# at most; when it is full, all of it is forgotten.
-_known: dict[bytes, Said] = {}
-_asked: dict[bytes, Request] = {}  # by all of the head
-_KNOWN: Final = 256  # how many of them
-_KNOWN_SIZE: Final = 4096  # bytes of the longest
+# And much of what is asked for was asked for just before. With what is made of it that is 2 MB
+# at most.
+_KNOWN_SIZE: Final = 4096  # bytes of the longest head that is kept
+_KNOWN_ROOM: Final = 1 << 18  # and of all of them, without what is made of them
+
+
+def _nothing(_: bytes) -> NoReturn:
+    raise KeyError  # it is only looked for
+
+
+_known: Memo[bytes, Said] = Memo(_nothing, _KNOWN_SIZE, _KNOWN_ROOM)
+_asked: Memo[bytes, Request] = Memo(_nothing, _KNOWN_SIZE, _KNOWN_ROOM)  # by all of the head
 
 _METHODS: Final = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -259,9 +266,7 @@ def read_known(data: bytes | bytearray, limits: Limits = LIMITS) -> Request | No
     request = Request()
     request.method, request.said = method, said
     request.target = request.path = target.decode("latin-1")
-    if len(_asked) >= _KNOWN:
-        _asked.clear()
-    _asked[data] = request
+    _asked.keep(data, request)
     return request
 
 
@@ -284,11 +289,7 @@ def read_head(head: bytes, limits: Limits = LIMITS) -> Request:
         else:
             raise Reject(400, _TWO_HOSTS)
     if plain and limits is LIMITS:
-        rest = head[found.end(2) + 1 :]
-        if len(rest) <= _KNOWN_SIZE:
-            if len(_known) >= _KNOWN:
-                _known.clear()
-            _known[rest] = said
+        _known.keep(head[found.end(2) + 1 :], said)
     return request
 
 

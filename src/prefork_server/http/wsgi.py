@@ -140,7 +140,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
         lines: list[bytes] = []
         length = None
         for name, value in headers:
-            line, number, told = line_of(name, value)
+            line, number, told = line_of[name, value]
             lines.append(line)
             if told:
                 if told in said:
@@ -148,7 +148,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
                 said.append(told)
                 if told == "content-length":
                     length = number
-        self._status = status_of(status)
+        self._status = status_of[status]
         self._lines, self._length, self._said = lines, length, said
         return self._write
 
