@@ -129,17 +129,18 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.wire": {"grammar", "chunks", "fields", "memo"},
     "http.heads": {"memo", "wire"},
     "http.stream": {"connection", "vigil", "wire"},
-    "http.reply": {"vigil"},
+    "http.reply": {"vigil", "wire"},
     "http.forwarded": {"peers", "grammar", "memo", "wire"},
     "http.asked": {"forwarded", "wire"},
     "http.access": {"logfiles", "wire"},
-    "http.handler": {"vigil", "reception", "wire", "heads", "stream", "reply", "asked", "access"},
+    "http.handler": {"listeners", "logfiles", "vigil", "reception", "wire", "heads", "stream"}
+    | {"reply", "asked", "access"},
     "http.visit": {"acceptor", "handle", "scoreboard", "wire", "stream", "handler"},
     "http.entrance": {"acceptor", "handle", "proxy", "scoreboard", "stream"},
     "http.server": {"acceptor", "connection", "vigil", "handle", "listeners", "proxy", "servers"}
     | {"handler", "entrance", "forwarded", "visit"},
     "http.environ": {"grammar", "heads", "memo", "wire"},
-    "http.wsgi": {"listeners", "logfiles", "environ", "handler", "reply", "wire"},
+    "http.wsgi": {"environ", "handler", "reply", "wire"},
     "http.application": {
         "errors",
         "listeners",

@@ -665,6 +665,82 @@ def test_a_handler_that_fails_answers_500_and_says_nothing_of_why(
     assert connect(server).send(b"POST / HTTP/1.1\r\nHost: h\r\n\r\n").answer()[0] == 200
 
 
+HALF = """
+    import ctypes, resource
+
+    class Half(Hello):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"one half")
+            self.wfile.write(b", and")
+            how = self.path[1:]
+            if how == "raise": raise OSError("of my own")
+            if how == "leave": sys.exit(3)
+            if how == "exit": os._exit(0)
+            if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
+            if how == "term": os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)
+            if how == "abort": resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()
+            if how == "hang": time.sleep(60)
+            self.wfile.write(b" the other")
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("how", ["raise", "leave", "exit", "kill", "term", "abort", "hang"])
+def test_half_an_answer_to_http_1_0_never_ends_as_a_whole_one_does(
+    start: Starter, how: str, threads: int
+) -> None:
+    ending = f"serve_http(Half, timeout=0.5, threads={threads})"
+    server = start(HTTP + HALF + f"\n    {ending}\n").ready()
+    server.expect_error(".")
+    assert server.ask(b"GET / HTTP/1.0\r\n\r\n").endswith(b"one half, and the other")
+    with pytest.raises(ConnectionResetError):
+        server.ask(f"GET /{how} HTTP/1.0\r\n\r\n".encode())
+
+
+def test_half_an_answer_over_tls_has_no_goodbye(start: Starter, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "server.pem"
+    )
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    server = start(
+        HTTP
+        + HALF
+        + f"""
+    serve_http(Half, certfile={str(tmp_path / "server.pem")!r})
+    """
+    ).ready()
+    server.expect_error(".")
+    for how in ("raise", "kill"):
+        with (
+            server.connect() as plain,
+            context.wrap_socket(
+                plain, server_hostname="localhost", suppress_ragged_eofs=False
+            ) as client,
+        ):
+            client.sendall(f"GET /{how} HTTP/1.0\r\n\r\n".encode())
+            with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):
+                read_all(client)
+
+
+def test_a_mistake_of_a_handler_is_one_error_with_its_request_and_the_worker_goes_on(
+    serving: Serving, connect: Connect
+) -> None:
+    server = serving(
+        "Hello.do_DELETE = lambda self: (self.answer(b'one'), self.answer(b'two')); serve_http()"
+    )
+    server.expect_error("the answer is wrong")
+    pid = connect(server).get()
+    client = connect(server).send(b"DELETE /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert client.answer()[2] == b"one" and client.is_closed()
+    server.saw(r'ERROR .*a 200 was begun after a 200.*: "DELETE /x HTTP/1.1" of 127.0.0.1:')
+    assert connect(server).get() == pid
+    assert server.count("ERROR") == 1
+
+
 def test_every_way_to_be_no_request_is_answered_and_closed(
     serving: Serving, connect: Connect
 ) -> None:

@@ -1,15 +1,20 @@
 """What a handler says, and what its client gets; parked by our server, and held by another's."""
 
 import array
+import http.client
 import http.server
 import io
 import os
+import random
+import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,7 +160,6 @@ def test_where_there_can_be_no_body_none_is_sent(ask: Ask, status: int) -> None:
     def do_GET(self: Any) -> None:
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(b"dropped")
 
     _, fields, body = parts(ask(do_GET))
     assert body == b"" and not [f for f in fields if f.startswith(b"Content-Length")]
@@ -626,3 +630,460 @@ def test_what_has_items_longer_than_a_byte_arrives_whole(ask: Ask) -> None:
 
     first, _, body = parts(ask(do_GET))
     assert first == b"HTTP/1.1 200 OK" and body == numbers.tobytes()
+
+
+# What a handler does wrong
+
+
+def answers(data: bytes, method: str = "GET") -> list[Any]:
+    """What a client reads on a kept connection: status and body of each answer. In the place of
+    one that is cut or malformed stands the name of the error."""
+
+    class Kept(io.BytesIO):
+        def close(self) -> None:
+            pass
+
+    file = Kept(data)
+    connection: Any = SimpleNamespace(makefile=lambda *_: file)
+    found: list[Any] = []
+    while file.tell() < len(data):
+        answer = http.client.HTTPResponse(connection, method=method)
+        try:
+            answer.begin()
+            found.append((answer.status, answer.read()))
+        except http.client.HTTPException as error:
+            return [*found, type(error).__name__]
+    return found
+
+
+def say(handler: Any, body: bytes, status: int = 200) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def begin(handler: Any, *fields: tuple[str, str], status: int = 200) -> None:
+    handler.send_response(status)
+    for field in fields:
+        handler.send_header(*field)
+    handler.end_headers()
+
+
+CHUNKS = ("Transfer-Encoding", "Chunked")
+
+
+def makes_chunks(*pieces: bytes) -> Callable[[Any], None]:
+    def do_GET(handler: Any) -> None:
+        begin(handler, CHUNKS)
+        handler.wfile.writelines(pieces)
+
+    return do_GET
+
+
+def writes(handler: Any, *pieces: bytes) -> None:
+    for piece in pieces:
+        handler.wfile.write(piece)
+
+
+CUT = "IncompleteRead"
+FAILED = (500, ...)
+# What it does, what its client reads of that, and what the log says.
+MISTAKES: dict[str, tuple[Callable[[Any], object], Any, str]] = {
+    "an answer after an answer": (
+        lambda h: (say(h, b"first"), say(h, b"more", 404)),
+        (200, b"first"),
+        "a 404 was begun after a 200, and was dropped",
+    ),
+    "an answer after the head of a 304": (
+        lambda h: (begin(h, status=304), say(h, b"more")),
+        FAILED,
+        "a 200 was begun after a 304",
+    ),
+    "an answer in a chunked body": (
+        lambda h: (begin(h), writes(h, b"half"), say(h, b"more", 201)),
+        CUT,
+        "a 201 was begun after a 200",
+    ),
+    "two status lines": (
+        lambda h: (h.send_response(200), say(h, b"more", 404)),
+        FAILED,
+        "a 404 was begun after a 200",
+    ),
+    "an error page after an answer": (
+        lambda h: (say(h, b"first"), h.send_error(503)),
+        (200, b"first"),
+        "a 503 was begun after a 200",
+    ),
+    "an error page in a body": (
+        lambda h: (begin(h, ("Content-Length", "9")), writes(h, b"half"), h.send_error(500)),
+        CUT,
+        "a 500 was begun after a 200",
+    ),
+    "an interim answer in a body": (
+        lambda h: (
+            begin(h, ("Content-Length", "8")),
+            writes(h, b"half"),
+            h.send_response_only(102),
+            h.end_headers(),
+        ),
+        CUT,
+        "a 102 was begun after a 200",
+    ),
+    "a body of a 204": (
+        lambda h: (begin(h, ("Content-Length", "3"), status=204), writes(h, b"abc")),
+        (204, b""),
+        "a 204 has no body",
+    ),
+    "a body of a 304": (
+        lambda h: (begin(h, ("Content-Length", "3"), status=304), writes(h, b"abc")),
+        (304, b""),
+        "a 304 has no body",
+    ),
+    "a body before the status line": (
+        lambda h: (writes(h, b"<html>"), say(h, b"more")),
+        FAILED,
+        "a body was written before end_headers()",
+    ),
+    "a body before the end of the head": (
+        lambda h: (h.send_response(200), writes(h, b"more")),
+        FAILED,
+        "a body was written before end_headers()",
+    ),
+    "a head of its own": (
+        lambda h: writes(h, b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcdef"),
+        FAILED,
+        "a body was written before end_headers()",
+    ),
+    "a field before the status line": (
+        lambda h: (h.send_header("X", "y"), say(h, b"more")),
+        FAILED,
+        "the field 'X' came before send_response()",
+    ),
+    "an end of a head that was not begun": (
+        lambda h: h.end_headers(),
+        FAILED,
+        "end_headers() came before send_response()",
+    ),
+    "a field after a body": (
+        lambda h: (say(h, b"first"), h.send_header("X", "y"), h.end_headers()),
+        (200, b"first"),
+        "the field 'X' came after the end of the head, and was dropped",
+    ),
+    "a field between chunks": (
+        lambda h: (begin(h), writes(h, b"a"), h.send_header("X", "y"), writes(h, b"b")),
+        (200, b"ab"),
+        "the field 'X' came after the end of the head",
+    ),
+    "a length after the head": (
+        lambda h: (begin(h), h.send_header("Content-Length", "1"), writes(h, b"ab")),
+        (200, b"ab"),
+        "the field 'Content-Length' came after the end of the head",
+    ),
+    "two ends of a head": (
+        lambda h: (begin(h), h.end_headers(), writes(h, b"ab")),
+        (200, b"ab"),
+        "end_headers() came after the end of the head",
+    ),
+    "a body longer than it says": (
+        lambda h: (begin(h, ("Content-Length", "3")), writes(h, b"ab", b"cd", b"HTTP/1.1 200")),
+        (200, b"abc"),
+        "a body is longer than its Content-Length",
+    ),
+    "a body after none": (
+        lambda h: (begin(h, ("Content-Length", "0")), writes(h, b"HTTP/1.1 200 OK\r\n\r\n")),
+        (200, b""),
+        "a body is longer than its Content-Length",
+    ),
+    "a body shorter than it says": (
+        lambda h: (begin(h, ("Content-Length", "3")), writes(h, b"ab")),
+        CUT,
+        "the body is 1 bytes shorter than its Content-Length",
+    ),
+    "no body where it says one": (
+        lambda h: begin(h, ("Content-Length", "3")),
+        FAILED,
+        "the body is 3 bytes shorter than its Content-Length",
+    ),
+    "chunks without an end": (makes_chunks(b"2\r\nab\r\n"), CUT, "have no last chunk"),
+    "no chunks": (makes_chunks(), FAILED, "have no last chunk"),
+    "half a chunk": (makes_chunks(b"9\r\nab"), CUT, "have no last chunk"),
+    "chunks that are none": (makes_chunks(b"plain text"), FAILED, "chunks are malformed"),
+    "a chunk longer than it says": (
+        makes_chunks(b"2\r\nab\r\n", b"1\r\ncd\r\n0\r\n\r\n"),
+        CUT,
+        "chunks are malformed: A chunk is not as long as it says.",
+    ),
+    "more after the last chunk": (
+        makes_chunks(b"2\r\nab\r\n0\r\n", b"\r\nHTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1"),
+        (200, b"ab"),
+        "a body goes on after its last chunk",
+    ),
+    "nothing": (lambda h: None, FAILED, "nothing was answered"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_after_a_mistake_of_a_handler_no_byte_is_taken_for_the_next_answer(
+    mistake: str, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    does, read, sentence = MISTAKES[mistake]
+
+    def do_GET(self: Any) -> None:
+        assert self.path == "/wrong", "the connection was kept"
+        does(self)
+
+    asks = KEPT.replace(b"/", b"/wrong", 1) + KEPT.replace(b"/", b"/next", 1)
+    found = answers(ask(do_GET, asks=asks))
+    assert len(found) == 1
+    assert found[0] == read or (read is FAILED and found[0][0] == 500)
+    lines = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert len(lines) == 1 and sentence in lines[0]
+    assert '"GET /wrong HTTP/1.1" of 127.0.0.1:' in lines[0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("Content-Length", "5"), ("content-length", "5")],
+        [("Content-Length", "5"), CHUNKS],
+        [CHUNKS, ("Content-Length", "5")],
+        [CHUNKS, CHUNKS],
+        [("Transfer-Encoding", "identity")],
+        [("Transfer-Encoding", "gzip, chunked")],
+    ],
+)
+def test_a_second_way_to_frame_a_body_is_an_error_that_names_the_request(
+    fields: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Handler(HTTPRequestHandler):
+        def do_PUT(self) -> None:
+            begin(self, *fields)
+            self.wfile.write(b"hello")
+
+        def log_error(self, *_: Any) -> None:
+            pass
+
+    asks = KEPT.replace(b"GET /", b"PUT /framed")
+    with served("ours", Handler) as address, connected(address) as client:
+        client.sendall(asks + asks)
+        found = answers(read_all(client))
+    assert [status for status, _ in found] == [500]
+    first, second = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert "the answer is wrong" in first and '"PUT /framed HTTP/1.1" of 127.0.0.1:' in first
+    assert "handler failed" in second and 'the request: "PUT /framed HTTP/1.1"' in caplog.text
+
+
+def test_the_traceback_of_a_handler_names_the_request_also_of_an_error_that_is_raised_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = KeyError("of my own")
+    error.add_note("and a note")
+
+    class Handler(HTTPRequestHandler):
+        def do_GET(self) -> None:
+            raise error
+
+        def log_error(self, *_: Any) -> None:
+            pass
+
+    with served("ours", Handler) as address:
+        for path in (b"/first", b"/second"):
+            with connected(address) as client:
+                client.sendall(KEPT.replace(b"/", path, 1))
+                assert answers(read_all(client))[0][0] == 500
+    assert error.__notes__ == ["and a note", 'the request: "GET /second HTTP/1.1"']
+    assert 'the request: "GET /first HTTP/1.1"' in caplog.text
+
+
+class Random(HTTPRequestHandler):
+    """Does anything, in any order; to /next it answers properly."""
+
+    todo: list[tuple[str, Any]]
+
+    def do_GET(self) -> None:
+        if self.path == "/next":
+            say(self, b"next")
+            return
+        for name, args in self.todo:
+            getattr(self if hasattr(self, name) else self.wfile, name)(*args)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_error(self, *_: Any) -> None:
+        pass
+
+
+def random_deeds(draw: random.Random) -> list[tuple[str, Any]]:
+    statuses: list[Any] = [200, 200, 200, 201, 204, 205, 304, 404, 500, 100, 103, "204", 99]
+    fields = [
+        *(("Content-Length", str(size)) for size in (0, 3, 5, 9)),
+        *(("Transfer-Encoding", coding) for coding in ("chunked", "CHUNKED", "gzip")),
+        ("X", "y"),
+        ("Connection", "keep-alive"),
+        ("X", "a\r\nY: z"),
+    ]
+    other = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad"
+    pieces = [b"", b"abc", b"hello", b"5\r\nhel", b"lo\r\n", b"0\r\n\r\n", b"\r\n", b"x" * 70000]
+    pieces += [other, b"3\r\nabc\r\n0\r\n\r\n" + other]
+    deeds: dict[str, Callable[[], Any]] = {
+        "send_response": lambda: (draw.choice(statuses),),
+        "send_response_only": lambda: (draw.choice(statuses),),
+        "send_header": lambda: draw.choice(fields),
+        "end_headers": lambda: (),
+        "write": lambda: (draw.choice(pieces),),
+        "writelines": lambda: ([draw.choice(pieces), draw.choice(pieces)],),
+        "flush": lambda: (),
+        "send_error": lambda: (draw.choice((404, 204, 103)),),
+    }
+    names = ["send_response", *["send_header"] * draw.randrange(3), "end_headers"]
+    names += ["write"] * draw.randrange(3)
+    if draw.random() < 0.7:
+        names.insert(draw.randrange(len(names)), draw.choice([*deeds]))
+        names.insert(draw.randrange(len(names)), draw.choice([*deeds]))
+    return [(name, deeds[name]()) for name in names]
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_whatever_a_handler_does_the_second_answer_is_that_to_the_second_request(
+    version: str,
+) -> None:
+    draw = random.Random(version)
+    kept = 0
+    with served("ours", Random) as address:
+        for _ in range(1000):
+            Random.todo = random_deeds(draw)
+            method = draw.choice(["GET", "GET", "HEAD", "POST"])
+            start = f"{method} / HTTP/{version}\r\nHost: h\r\nConnection: keep-alive\r\n\r\n"
+            with connected(address) as client:
+                client.sendall(start.encode() + LAST.replace(b"/", b"/next", 1))
+                answer = b""
+                try:
+                    while data := client.recv(65536):
+                        answer += data
+                except ConnectionResetError:
+                    assert version == "1.0", Random.todo
+            heads = re.split(rb"\r\n(?=HTTP/1.1 [1-5])", answer)
+            interim = b"".join(head + b"\r\n" for head in heads if head.startswith(b"HTTP/1.1 1"))
+            assert version == "1.1" or not interim
+            final = answer.removeprefix(interim) if answer.startswith(interim) else answer
+            _, *rest = answers(final, method) or [(0, b"")]
+            if method == "HEAD" and rest:  # of the second one the body is there
+                rest = answers(final.partition(b"\r\n\r\n")[2])
+            assert rest in ([], [(200, b"next")]), (Random.todo, answer)
+            kept += bool(rest)
+    assert kept > 50
+
+
+def test_no_interim_answer_is_sent_to_http_1_0_and_none_has_a_length(ask: Ask) -> None:
+    def do_GET(self: Any) -> None:
+        self.send_response_only(103)
+        self.send_header("Content-Length", "5")
+        self.send_header("Link", "</x>")
+        self.end_headers()
+        say(self, b"final")
+
+    answer = ask(do_GET)
+    assert answer.startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n")
+    answer = ask(do_GET, asks=OLD)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answers(answer) == [(200, b"final")]
+
+
+def test_to_http_1_0_no_protocol_is_switched(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    answer = ask(lambda self: None, asks=OLD, do_GET=lambda self: begin(self, status=101))
+    assert answer.startswith(b"HTTP/1.1 500 ") and "a 101 is not for HTTP/1.0" in caplog.text
+
+
+@pytest.mark.parametrize("status", [204, 205, 304])
+def test_without_a_body_there_is_no_framing_of_one(ask: Ask, status: int) -> None:
+    def do_GET(self: Any) -> None:
+        begin(self, CHUNKS, status=status)
+
+    assert b"transfer-encoding" not in ask(do_GET).lower()
+
+    def do_PUT(self: Any) -> None:
+        begin(self, ("content-Length", "3"), status=status)
+
+    answer = ask(do_PUT, asks=LAST.replace(b"GET", b"PUT"))
+    assert (b"content-length: 3" in answer.lower()) == (status == 304)  # what a GET would have
+
+
+def test_chunks_of_a_handler_are_decoded_for_http_1_0(ask: Ask) -> None:
+    def do_GET(self: Any) -> None:
+        begin(self, CHUNKS)
+        writes(self, b"5;a=b\r\nhel", b"lo\r\n6\r\n", b" world\r\n0\r\nT: v\r\n\r\n")
+
+    assert parts(ask(do_GET, asks=OLD))[1:] == ([b"Connection: close"], b"hello world")
+    assert answers(ask(do_GET)) == [(200, b"hello world")]
+
+
+def test_a_write_of_nothing_is_nothing(ask: Ask) -> None:
+    def do_GET(self: Any) -> None:
+        begin(self)
+        writes(self, b"", b"hello")
+
+    assert answers(ask(do_GET, asks=KEPT + LAST)) == [(200, b"hello")] * 2
+
+
+@pytest.mark.parametrize("status", ["204", 99, 1000, 2.5])
+def test_a_status_is_a_number_of_three_digits(ask: Ask, status: Any) -> None:
+    def do_GET(self: Any) -> None:
+        try:
+            self.send_response(status)
+        except ValueError:
+            say(self, b"refused")
+
+    assert answers(ask(do_GET)) == [(200, b"refused")]
+
+
+def test_a_client_that_is_gone_is_no_mistake_of_a_handler_that_does_not_mind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failed = threading.Event()
+
+    class Handler(HTTPRequestHandler):
+        def do_GET(self) -> None:
+            begin(self, ("Content-Length", "1000000000"))
+            try:
+                for _ in range(1000):
+                    self.wfile.write(bytes(1_000_000))
+            except OSError:
+                failed.set()
+
+    with served("ours", Handler) as address, connected(address) as client:
+        client.sendall(KEPT)
+        client.recv(1000)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert failed.wait(PATIENCE)
+        with connected(address) as other:  # answered after the end of the first one
+            other.sendall(KEPT)
+            assert other.recv(12) == b"HTTP/1.1 200"
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("which", SERVERS)
+def test_half_an_answer_whose_end_is_that_of_the_connection_ends_in_a_reset(which: str) -> None:
+    class Handler(HTTPRequestHandler):
+        def do_GET(self) -> None:
+            begin(self)
+            writes(self, b"one", b"two")
+            if self.path == "/half":
+                raise ConnectionResetError("of another connection")
+
+    for old in (OLD.replace(b"/", b"/half", 1), LAST.replace(b"/", b"/half", 1)):
+        Handler.protocol_version = (
+            "HTTP/1.1" if old.startswith(b"GET /half HTTP/1.0") else "HTTP/1.0"
+        )
+        with served(which, Handler) as address:
+            with connected(address) as client:
+                client.sendall(old)
+                with pytest.raises(ConnectionResetError):
+                    read_all(client)
+            with connected(address) as client:
+                client.sendall(OLD)
+                assert read_all(client).endswith(b"\r\n\r\nonetwo")

@@ -644,6 +644,59 @@ def test_what_is_more_than_was_promised_is_dropped_and_so_is_the_connection(
     assert len(made) == 2 and "was dropped" in log()
 
 
+@pytest.mark.parametrize("status", ["204 No Content", "205 Reset Content", "304 Not Modified"])
+def test_a_status_without_a_body_has_no_length_of_one_and_ends_the_connection_with_one(
+    status: str, log: Callable[[], str]
+) -> None:
+    keep = b"DELETE /x HTTP/1.1\r\nHost: h\r\n\r\n"
+    length = ("Content-Length", "7")
+    empty = answering(iter([]), length, status=status)
+    answer = ask(empty, keep + GET)
+    assert (b"Content-Length: 7" in answer) == status.startswith("304")
+    assert answer.count(b"HTTP/1.1 ") == 2 and "ERROR" not in log()
+    for pieces in ([b"dropped"], iter([b"dro", b"pped"])):
+        answer = ask(answering(pieces, length, status=status), keep + GET)
+        assert answer.count(b"HTTP/1.1 ") == 1 and answer.endswith(b"\r\n\r\n")
+        assert '"DELETE /x HTTP/1.1" of 127.0.0.1:' in log()
+        assert f"a {status[:3]} has no body" in log()
+
+
+def test_what_is_written_after_the_end_of_an_answer_is_dropped_and_ends_the_connection(
+    log: Callable[[], str],
+) -> None:
+    writers: list[Callable[[bytes], None]] = []
+
+    class Late(list[bytes]):
+        def close(self) -> None:
+            writers[-1](b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        writers.append(start_response(OK, [TEXT]))
+        return Late([b"first"])
+
+    answer = ask(app, GET.replace(b"close", b"keep-alive") + GET)
+    assert answer.count(b"HTTP/1.1 200 OK") == 1 and answer.endswith(b"\r\nfirst\r\n0\r\n\r\n")
+    assert '"GET / HTTP/1.1" of 127.0.0.1:' in log() and "ERROR" in log()
+
+
+@pytest.mark.parametrize("ends", [SystemExit, KeyError, None])
+def test_half_an_answer_to_http_1_0_ends_in_a_reset_and_a_whole_one_does_not(
+    ends: type[BaseException] | None,
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response(OK, [])
+        yield b"half, "
+        if ends and environ["PATH_INFO"] == "/half":
+            raise ends
+        yield b"and half"
+
+    with served(app) as address:
+        assert parts(asked(address, OLD))[2] == b"half, and half"
+        if ends:
+            with pytest.raises(ConnectionResetError):
+                asked(address, OLD.replace(b"/", b"/half", 1))
+
+
 # close()
 
 

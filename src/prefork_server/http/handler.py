@@ -3,25 +3,30 @@
 It runs in any ``socketserver`` server. How a connection is parked is known to ``visit``.
 """
 
+import logging
 import os
 import time
+from contextlib import suppress
 from http import HTTPStatus
 from io import BufferedReader, BytesIO
 from typing import Any
 
+from ..listeners import address_text
+from ..logfiles import logger_named
 from ..reception import is_tls
 from ..vigil import Waiting
 from .access import log_answer
 from .asked import Asked
 from .heads import NO_PHRASE, beginnings, fields, status_line
-from .reply import COUNTED, Reply, is_real
+from .reply import COUNTED, HEAD, NOTHING, OVER, TUNNEL, Reply, is_real
 from .stream import Body, Rest, Stream, is_connection, linger
-from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
+from .wire import LIMITS, Limits, Reject, Request, escape, find_head, read_head
 
 _ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE, _KEEP = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
+_ASKED = "the request: "  # begins a note of an exception
 
 
 def _never() -> bool:
@@ -138,7 +143,7 @@ class HTTPRequestHandler(Asked):
                 self.hear_proxy()
             if self.parse_request():
                 self.dispatch()
-            if not reply.whole or reply.excess or self._body:
+            if not reply.whole or self._body:
                 self._end(reply)
         except Reject as fault:
             if not request:
@@ -146,9 +151,12 @@ class HTTPRequestHandler(Asked):
             self._refuse(fault)
         except Exception as error:  # user code
             self.close_connection = True
-            if not (reply.begun or getattr(error, "by_client", False)):
-                self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
-                self.lingers = bool(self._body and not self._body.finished)
+            if not getattr(error, "by_client", False):
+                self._note_request(error)
+                self._tell_wrong(reply)
+                if not reply.begun:
+                    self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
+                    self.lingers = bool(self._body and not self._body.finished)
             raise
         finally:
             if self.access_log:
@@ -197,21 +205,44 @@ class HTTPRequestHandler(Asked):
 
     def _end(self, reply: Reply) -> None:
         """After the answer: finish it."""
-        if reply.lines and not (reply.pending or reply.whole):
+        if reply.part == HEAD:
             self.end_headers()
-        if not (reply.pending or reply.begun):
-            if self.close_connection:
-                return  # it has spoken by itself, or does not want to
-            self.log_error("%s answered nothing", type(self).__name__)
-            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
-        if not reply.end():
+        if reply.part != NOTHING:
+            reply.end()
+        elif self.close_connection:
+            return  # it has spoken by itself, or does not want to
+        else:
+            reply.fault("nothing was answered", True)
+        if reply.broken:
             self.close_connection = True
-            self.log_error("the answer is %d bytes shorter than its Content-Length", reply.left)
-        if reply.excess and self.command != "HEAD":  # where do_HEAD is do_GET, that is right
-            self.close_connection = self.close_connection or reply.mode == COUNTED
-            self.log_error("what was written of the answer beyond its end was dropped")
+        elif reply.wrong:
+            self._tell_wrong(reply)
+            if not reply.begun:
+                self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
         if self.close_connection and self._body and not self._body.finished:
             self.lingers = True
+
+    def _tell_wrong(self, reply: Reply) -> None:
+        """Log what the handler did that is no answer, if it did; then the connection ends."""
+        if reply.wrong:
+            self.close_connection = True
+            self._complain(f"the answer is wrong, closing the connection: {reply.wrong}")
+
+    def _note_request(self, error: Exception) -> None:
+        """For the traceback in the log, which does not tell one request from the other."""
+        notes = [n for n in getattr(error, "__notes__", ()) if not n.startswith(_ASKED)]
+        with suppress(AttributeError):  # of a frozen dataclass
+            error.__notes__ = [*notes, f'{_ASKED}"{escape(self.requestline, 2048)}"']
+
+    def _complain(
+        self, what: str, error: Exception | None = None, level: int = logging.ERROR
+    ) -> None:
+        peer = address_text(self.client_address) if self.client_address else "a UNIX socket"
+        extra = {"event": "request_failed", "pid": os.getpid()}
+        asked = escape(self.requestline, 2048)
+        logger_named(None).log(
+            level, '%s: "%s" of %s', what, asked, peer, exc_info=error, extra=extra
+        )
 
     def skip_now(self) -> bool | None:
         """Skip what nobody read of the body, as far as it has come. True: that was all of it;
@@ -235,12 +266,15 @@ class HTTPRequestHandler(Asked):
             self.log_request(code)
         reply = self._reply
         if message is None and self._plain and self.wfile is reply:
+            if reply.part:
+                self._answer_again(reply, code)
+                return
             now = time.time()
             if now >= beginnings.until:
                 beginnings.renew(now)
-            reply.status = code
             known = beginnings.get((type(self), self.protocol_version, code))
             reply.lines.append(known or beginnings.make(self, code, now))
+            reply.status, reply.part = code, HEAD
         else:
             self.send_response_only(code, message)
             self.send_header("Server", self.version_string())
@@ -251,10 +285,17 @@ class HTTPRequestHandler(Asked):
         if self.wfile is not reply:
             super().send_response_only(code, message)
             return
+        if reply.part:
+            self._answer_again(reply, code)
+            return
         if message is None:
             message = self.responses.get(code, NO_PHRASE)[0]
-        reply.status = int(code)
         reply.lines.append(status_line[self.protocol_version, code, message])
+        reply.status, reply.part = code, HEAD
+
+    def _answer_again(self, reply: Reply, code: int) -> None:
+        if reply.part != OVER:
+            reply.fault(f"a {code} was begun after a {reply.status}, and was dropped", True)
 
     def send_header(self, keyword: str, value: str) -> None:
         """Add a field. Raises ValueError for what no field can hold."""
@@ -262,8 +303,11 @@ class HTTPRequestHandler(Asked):
         if self.wfile is not reply:
             super().send_header(keyword, value)
             return
+        if reply.part != HEAD:
+            self._head_is_over(reply, f"the field {keyword!r:.100}")
+            return
         line, length, framing = fields[keyword, value if type(value) is str else str(value)]
-        if framing == "content-length" and reply.length is None and not reply.raw:
+        if framing == "content-length" and reply.length is None and not reply.handmade:
             reply.length = length
         elif framing:
             self._frame(framing, str(value))
@@ -277,10 +321,22 @@ class HTTPRequestHandler(Asked):
             self.close_connection = "close" in options or (
                 self.close_connection and "keep-alive" not in options
             )
-        elif reply.raw or reply.length is not None:
-            raise ValueError(f"there is one way to say how long a body is, and {name} is another")
-        else:
-            reply.raw = True  # whoever says Transfer-Encoding does it
+            return
+        wrong = ""
+        if reply.handmade or reply.length is not None:
+            wrong = f"there is one way to say how long a body is, and {name} is another"
+        elif text.strip(" \t").lower() != "chunked":
+            wrong = f"the only Transfer-Encoding of an answer is chunked, not {text!r:.100}"
+        if wrong:
+            reply.fault(wrong)  # whether the handler minds the exception or not
+            raise ValueError(wrong)
+        reply.handmade = True  # a handler that says Transfer-Encoding makes the chunks
+
+    def _head_is_over(self, reply: Reply, what: str) -> None:
+        if reply.part == NOTHING:
+            reply.fault(f"{what} came before send_response()", True)
+        elif reply.part != OVER:
+            reply.fault(f"{what} came after the end of the head, and was dropped")
 
     def end_headers(self) -> None:
         """The head is complete. It leaves with the first of the body, or at the end."""
@@ -288,8 +344,11 @@ class HTTPRequestHandler(Asked):
         if self.wfile is not reply:
             super().end_headers()
             return
+        if reply.part != HEAD:
+            self._head_is_over(reply, "end_headers()")
+            return
         if reply.length is not None and reply.status not in _PECULIAR and self.command != "HEAD":
-            reply.mode, reply.left = COUNTED, reply.length
+            reply.part, reply.left = COUNTED, reply.length
         elif not self._choose_mode(reply):
             return
         if not self.close_connection and (
@@ -308,21 +367,28 @@ class HTTPRequestHandler(Asked):
     def _choose_mode(self, reply: Reply) -> bool:
         """How the body goes, where that is not plain. False: there is none, and the head left."""
         status = reply.status
+        old = self.request_version == "HTTP/1.0" or self.protocol_version < "HTTP/1.1"
+        if old and status == 101:
+            reply.fault("a 101 is not for HTTP/1.0", True)
+            return False
         if status == 101 or (self.command == "CONNECT" and 200 <= status < 300):
             # What is spoken now has an end, and limits, of its own.
             self.close_connection = reply.said_connection = True
             self._stream.allow(float("inf"))
             self.rfile = BufferedReader(Rest(self._stream))
-            reply.pending = True
+            reply.unframe()
+            reply.part, reply.pending = TUNNEL, True
             reply.flush()  # its client speaks when it has come, and not before
             return False
         if 100 <= status < 200:
-            reply.interim(b"".join((*reply.lines, b"\r\n")))
+            reply.unframe()
+            if not old:  # which knows no interim answers (RFC 9110 15.2)
+                reply.interim(b"".join((*reply.lines, b"\r\n")))
             reply.reset()
             return False
-        old = self.request_version == "HTTP/1.0" or self.protocol_version < "HTTP/1.1"
-        empty = self.command == "HEAD" or (status == 205 and self.close_connection)
-        self.close_connection |= reply.frame(status, empty, old)
+        self.close_connection |= reply.frame(
+            status, self.command == "HEAD", old, self.close_connection
+        )
         return True
 
     def _is_welcome(self, body: Body) -> bool:
@@ -380,5 +446,7 @@ class HTTPRequestHandler(Asked):
     def finish(self) -> None:
         if self.wfile is not self._reply:
             super().finish()
+        elif self._reply.half:
+            self._reply.cut()
         elif self.lingers:
             linger(self.connection)

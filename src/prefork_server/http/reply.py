@@ -1,28 +1,43 @@
 """The outgoing side of a connection: the head and the body of an answer leave together.
 
-What a handler says of its body is made true: no more than Content-Length promised is sent,
-no body where there can be none, and one whose length nobody said goes in chunks.
+``part`` says which part of the answer comes next, and every write passes it. So what a handler
+does wrong never leaves the client with bytes that it could take for the next answer: what may
+not follow is dropped, ``wrong`` says what it was, and the connection ends after this answer.
 """
 
 import os
+import socket
 import stat
+import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom, BufferedReader, FileIO
 from typing import Any, Final
 
 from ..vigil import Waiting
+from .wire import Chunks, Limits, Reject
 
 # Bytes of a file that are sent at once. The client has ``write_timeout`` for each, in all: with
 # a mebibyte that cut off who took 30 KB a second. Half of it costs 0.1 s of CPU more a GiB.
 _PIECE = 1 << 17
 _JOINED = 1 << 16  # bytes; longer ones are not copied to stand behind their head
 
-AS_IT_IS: Final = 0  # nothing is known of the body: its end is that of the connection
-COUNTED: Final = 1  # ``left`` bytes are yet to come
-UNDECIDED: Final = 2  # in chunks, if there is one
-CHUNKED: Final = 3
-BODILESS: Final = 4  # there can be none
+# The part of the answer that comes next.
+NOTHING: Final = 0  # the status line
+HEAD: Final = 1  # a field, or the end of the head
+COUNTED: Final = 2  # ``left`` bytes of the body
+UNDECIDED: Final = 3  # the body in chunks, if there is one
+CHUNKED: Final = 4  # another chunk
+HANDMADE: Final = 5  # chunks that the handler makes
+TO_THE_END: Final = 6  # the body, whose end is that of the connection
+BODILESS: Final = 7  # no body, because of the status
+HEAD_ONLY: Final = 8  # no body, because of HEAD: what is written of one is dropped
+TUNNEL: Final = 9  # another protocol
+OVER: Final = 10  # nothing
+
+_UNBOUND: Final = Limits(body=1 << 62, extensions=1 << 20)  # of the chunks of a handler
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: a close, by whatever means, is a reset
+_NO_RESET: Final = struct.pack("ii", 0, 0)
 
 
 def _send_none(data: Any) -> int:
@@ -42,14 +57,14 @@ def is_real(file: Any) -> bool:
 class Reply:
     """What handlers call ``wfile``. A write is sent at once; a head waits for the first one.
 
-    Before any head, it sends what it is given: some write their own. It has the methods of a
-    binary file to be written, and is none of ``io``'s classes: their attributes are slow.
+    It has the methods of a binary file to be written, and is none of ``io``'s classes: their
+    attributes are slow.
     """
 
     __slots__ = (
-        "_allow", "_beat", "_connection", "_send_now", "_timeout", "begun", "excess", "left",
-        "length", "lines", "mode", "pending", "raw", "said_connection", "status", "streamed",
-        "whole",
+        "_allow", "_beat", "_chunks", "_connection", "_rest", "_send_now", "_timeout", "begun",
+        "broken", "half", "handmade", "left", "length", "lines", "part", "pending",
+        "said_connection", "status", "streamed", "whole", "wrong",
     )  # fmt: skip
 
     closed: bool = False  # it ends with its connection
@@ -62,22 +77,24 @@ class Reply:
         self._allow = connection.allow if isinstance(connection, Waiting) else connection.settimeout
         self._send_now = getattr(connection, "send_now", _send_none)
         self._beat = connection._vigil.beat if isinstance(connection, Waiting) else _say_nothing
+        self.broken: bool = False  # whether a write has failed, after which none is tried
+        self.half: bool = False  # whether the client would take what it has for a whole answer
         self.reset()
 
     def reset(self) -> None:
         """Before each request."""
+        self.part: int = NOTHING
         self.lines: list[bytes] = []  # of the head, as the handler makes it
         self.status: int = 0
         self.length: int | None = None  # what Content-Length says
-        self.raw: bool = False  # whether the handler makes the chunks
+        self.handmade: bool = False  # whether the handler makes the chunks
         self.said_connection: bool = False
         self.pending: bool = False  # whether the head is complete, and has not left
         self.begun: bool = False  # whether anything of the answer has left
-        self.excess: bool = False  # whether there was more of a body than there may be
-        self.whole: bool = False  # whether all of it has left, and in one piece
+        self.wrong: str = ""  # what the handler did that is no answer, at first
+        self.whole: bool = False  # whether all of it has left, in one piece, and nothing is wrong
         self.left: int = 0
         self.streamed: int = 0  # bytes of a body that is not COUNTED
-        self.mode: int = AS_IT_IS
 
     def writable(self) -> bool:
         return True
@@ -102,19 +119,43 @@ class Reply:
         fd: int = self._connection.fileno()
         return fd
 
-    def frame(self, status: int, empty: bool, old: bool) -> bool:
-        """Decide how the body goes; whether its end has to be that of the connection. ``empty``:
-        there can be none, and its client knows that; ``old``: that knows no chunks."""
-        if empty or status in (204, 304):
-            self.mode = BODILESS
+    def frame(self, status: int, head_only: bool, old: bool, closes: bool) -> bool:
+        """Decide how the body goes; whether its end has to be that of the connection. ``old``:
+        the client knows no chunks; ``closes``: the connection ends after this answer."""
+        if status in (204, 205, 304) or head_only:
+            self.part = HEAD_ONLY if head_only else BODILESS
+            self.unframe(status in (204, 205))
+            if status == 205 and not (head_only or closes):  # it has none, and has to say so
+                self.lines.append(b"Content-Length: 0\r\n")
         elif self.length is not None:
-            self.mode, self.left = COUNTED, self.length
-        elif status == 205:  # it has none, and has to say so
-            self.mode = BODILESS
-            self.lines.append(b"Content-Length: 0\r\n")
-        elif not self.raw and not old:
-            self.mode = UNDECIDED
-        return self.mode == AS_IT_IS and not self.raw
+            self.part, self.left = COUNTED, self.length
+        elif not (self.handmade or old):
+            self.part = UNDECIDED
+        else:
+            self.part = TO_THE_END if old else HANDMADE
+            if self.handmade:
+                self._chunks = Chunks(_UNBOUND)
+                self._rest = bytearray()
+            if old:
+                self.unframe(False)
+        return self.part == TO_THE_END
+
+    def unframe(self, length: bool = True) -> None:
+        """Take Transfer-Encoding out of the head, and Content-Length, if that may not be there."""
+        names = (b"transfer-encoding:", b"content-length:") if length else (b"transfer-encoding:",)
+        if self.handmade or (length and self.length is not None):
+            self.lines = [line for line in self.lines if not line.lower().startswith(names)]
+
+    def fault(self, what: str, last: bool = False) -> None:
+        """The handler did this, and it is no answer. ``last``: nothing is sent after it."""
+        if not self.broken:  # else it is the connection that failed
+            self.wrong = self.wrong or what
+        self.whole = False
+        if last:
+            self.pending = False
+            if self.part == COUNTED:
+                self.streamed, self.left = self.body_sent, 0
+            self.part = OVER
 
     # What the handler calls it with
 
@@ -126,31 +167,62 @@ class Reply:
             lines = self.lines
             lines += b"\r\n", data
             self._send(b"".join(lines))
-            self.whole = True
+            self.whole = not self.wrong
             return size
         if type(data) is not bytes:
             data = memoryview(data).cast("B")  # an array's items may be longer than a byte
         size = len(data)
-        mode = self.mode
-        if mode == COUNTED:
-            if size > self.left:
-                self.excess = True
-                data = data[: self.left]
-            self.left -= len(data)
-        elif mode == BODILESS and size:
-            self.excess = True
-            return size
-        elif size:
-            self.streamed += size
-            if mode != AS_IT_IS:
-                self._go_in_chunks()
-                data = b"%x\r\n%b\r\n" % (size, bytes(data))
-        if self.pending:
-            self._send_head(data)
-        elif size:
-            self._send(data)
+        if size:
+            data = self._framed(data)
+        if len(data):
+            if self.pending:
+                self._send_head(data)
+            else:
+                self._send(data)
         self._beat()  # who writes lives; the answer in one piece, above, is soon over
         return size
+
+    def _framed(self, data: Any) -> Any:
+        """What is to be sent of so much more of the body: all that was written passes here."""
+        part, size = self.part, len(data)
+        if part == COUNTED:
+            if size > self.left:
+                self.fault("a body is longer than its Content-Length, and the rest was dropped")
+                data = data[: self.left]
+            self.left -= len(data)
+        elif part in (UNDECIDED, CHUNKED):
+            self.streamed += size
+            self._go_in_chunks()
+            data = b"%x\r\n%b\r\n" % (size, bytes(data))
+        elif part == HANDMADE or (part == TO_THE_END and self.handmade):
+            data = self._check_chunks(bytes(data))
+        elif part in (TO_THE_END, TUNNEL):
+            self.streamed += size
+        else:
+            if part == BODILESS:
+                self.fault(f"a {self.status} has no body, and the one written was dropped")
+            elif part <= HEAD:
+                self.fault("a body was written before end_headers() was called", True)
+            elif part == OVER:
+                self.fault("a body was written after the end of the answer, and was dropped")
+            data = b""
+        return data
+
+    def _check_chunks(self, data: bytes) -> bytes:
+        """Of chunks that the handler has made: no more than they are, and no others."""
+        rest, chunks = self._rest, self._chunks
+        rest += data
+        try:
+            decoded = chunks.feed(rest)
+        except Reject as fault:
+            self.fault(f"the handler's own chunks are malformed: {fault.reason}", True)
+            return b""
+        self.streamed += len(decoded)
+        if chunks.finished and rest:
+            self.fault("a body goes on after its last chunk, and the rest was dropped")
+            data = data[: len(data) - len(rest)]
+            rest.clear()
+        return data if self.part == HANDMADE else decoded
 
     def flush(self) -> None:
         """Send the head, if it still waits; what was written has left already."""
@@ -158,20 +230,28 @@ class Reply:
             self._go_in_chunks()
             self._send_head(b"")
 
-    def end(self) -> bool:
-        """Whether all that was promised has been sent, so that another answer may follow."""
-        if self.mode == UNDECIDED:  # and nothing was written
+    def end(self) -> None:
+        """The handler has said all: send what is missing; or ``wrong`` says why that cannot be."""
+        part = self.part
+        if part == COUNTED and self.left:
+            self.fault(f"the body is {self.left} bytes shorter than its Content-Length", True)
+        elif self.handmade and part in (HANDMADE, TO_THE_END) and not self._chunks.finished:
+            self.fault("the handler's own chunks have no last chunk", True)
+        elif part == UNDECIDED:  # and nothing was written
             self.lines.append(b"Content-Length: 0\r\n")
+        if part != COUNTED:
+            self.part = OVER
         if self.pending:
             self._send_head(b"")
-        if self.mode == CHUNKED:
+        if part == CHUNKED:
             self._send(b"0\r\n\r\n")
-        return self.left == 0
+        if self.half and not (self.wrong or self.broken):
+            self._set_half(False)
 
     @property
     def body_sent(self) -> int:
         """Bytes of the body that the kernel has taken, without their framing."""
-        if self.mode == COUNTED and self.length is not None:
+        if self.part == COUNTED and self.length is not None:
             return self.length - self.left
         return self.streamed
 
@@ -181,9 +261,10 @@ class Reply:
 
     def sendfile(self, file: Any, offset: int, count: int) -> None:
         """So many bytes of a real file, as a ``write`` of them; the kernel copies them."""
-        if self.mode == COUNTED and hasattr(self._connection, "sendfile"):
+        if self.part == COUNTED and hasattr(self._connection, "sendfile"):
             self.flush()
-            self.excess = self.excess or count > self.left
+            if count > self.left:
+                self.fault("a body is longer than its Content-Length, and the rest was dropped")
             count = min(count, self.left)
             with self._on_time():
                 while count > 0:
@@ -192,6 +273,7 @@ class Reply:
                         sent = self._connection.sendfile(file, offset, min(count, _PIECE))
                     except OSError:
                         self.left -= max(0, file.tell() - offset)
+                        self._break_off(0)
                         raise
                     if not sent:
                         break  # the file has become shorter
@@ -202,14 +284,20 @@ class Reply:
             self.write(data)
             count -= len(data)
 
+    def cut(self) -> None:
+        """Close the connection of an answer that is ``half``: the client is told by a reset."""
+        self._connection.close()
+
     # How it works
 
     def _go_in_chunks(self) -> None:
-        if self.mode == UNDECIDED:
-            self.mode = CHUNKED
+        if self.part == UNDECIDED:
+            self.part = CHUNKED
             self.lines.append(b"Transfer-Encoding: chunked\r\n")
 
     def _send_head(self, body: Any) -> None:
+        if self.part == TO_THE_END:
+            self._set_half(True)
         self.pending = False
         lines, self.lines = self.lines, []
         lines.append(b"\r\n")
@@ -220,12 +308,21 @@ class Reply:
             self._send(b"".join(lines))
             self._send(body)
 
+    def _set_half(self, half: bool) -> None:
+        """Until all has been written, the client of an answer whose only end is that of the
+        connection has half of it. So whatever closes that, an exception, SIGKILL or a crash,
+        has to reset it. Of a UNIX socket there is no reset."""
+        self.half = half
+        with suppress(OSError, AttributeError):  # gone already, or in a wrapper without options
+            linger = _RESET if half else _NO_RESET
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
     def _send(self, data: Any) -> None:
         self.begun = True
         try:
             sent = self._send_now(data)
         except OSError:
-            self._unsend(memoryview(data).nbytes)
+            self._break_off(memoryview(data).nbytes)
             raise
         if sent < len(data):
             self._send_slowly(memoryview(data)[sent:])
@@ -237,9 +334,9 @@ class Reply:
                 while rest:
                     self._allow(self._timeout)
                     rest = rest[self._connection.send(rest) :]
-        except OSError:
-            self._unsend(rest.nbytes)
-            raise
+        finally:
+            if rest:  # also where a signal handler of the program raised something
+                self._break_off(rest.nbytes)
 
     @contextmanager
     def _on_time(self) -> Iterator[None]:
@@ -250,9 +347,13 @@ class Reply:
         yield
         self._allow(before)
 
-    def _unsend(self, size: int) -> None:
-        """So many bytes did not leave after all, and the connection is at its end."""
-        if self.mode == COUNTED:
+    def _break_off(self, size: int) -> None:
+        """So many bytes did not leave after all, and nothing can follow."""
+        if self.part == COUNTED:
             self.left = min(self.length or 0, self.left + size)
+            self.streamed, self.left = self.body_sent, 0
         else:
             self.streamed = max(0, self.streamed - size)
+        self.part = OVER
+        self.pending = self.whole = False
+        self.broken = True

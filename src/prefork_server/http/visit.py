@@ -233,7 +233,8 @@ class OwnVisit(Visit):
 
     def _leave(self) -> None:
         """Close it; if bytes that nobody read may be on their way, not at once."""
-        if not (self.handler.lingers or self._stream.buffer):
+        handler = self.handler
+        if handler._reply.half or not (handler.lingers or self._stream.buffer):
             self._close()
             return
         with suppress(OSError):

@@ -6,24 +6,18 @@ the two; what they say to each other is made and checked in ``environ``.
 
 import logging
 import os
-import socket
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from ..listeners import address_text
-from ..logfiles import logger_named
 from .environ import add_request, line_of, status_of
 from .handler import HTTPRequestHandler
-from .reply import AS_IT_IS, COUNTED, Reply, is_real
-from .wire import Reject, escape
+from .reply import COUNTED, OVER, Reply, is_real
+from .wire import Reject
 
 _Fields = Iterable[tuple[str, str]]
 _BODILESS = (204, 304)
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closed at once, and not politely
 
 
 class FileWrapper:
@@ -203,7 +197,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
         else:
             for piece in result:
                 self._write(piece)
-                if reply.excess or (reply.pending and self.command == "HEAD"):
+                if reply.part == OVER or reply.wrong or (reply.pending and self.command == "HEAD"):
                     break
         if not (reply.begun or reply.pending):
             self._begin(0)
@@ -212,7 +206,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
                 f"the answer is {reply.left} bytes shorter than the Content-Length of the "
                 "application"
             )
-        if reply.mode == COUNTED and not (reply.pending or reply.excess or self._body):
+        if reply.part == COUNTED and not (reply.pending or reply.wrong or self._body):
             self._over = True  # nearly every answer
         else:
             self._end(reply)
@@ -254,6 +248,8 @@ class WSGIRequestHandler(HTTPRequestHandler):
         if not self._over:
             self._over = True
             super()._end(reply)
+        else:
+            self._tell_wrong(reply)  # of write(), after the end
 
     def _failed(self, error: Exception) -> None:
         reply = self._reply
@@ -267,37 +263,13 @@ class WSGIRequestHandler(HTTPRequestHandler):
         self._complain("the application failed", error)
         if self._over:
             return  # in close(), when the client had everything
-        self.close_connection = True
-        if reply.begun:
-            self._cut_off()
-        else:
+        self._over = self.close_connection = True
+        if not reply.begun:
             self._answer_with(500)
 
-    def _cut_off(self) -> None:
-        """So that the client sees that something is missing."""
-        self._over = True
-        if self._reply.mode == AS_IT_IS:  # whose end would look like that of the answer
-            with suppress(OSError):
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self._stream.buffer = b""
-            self.connection.close()
-
     def log_error(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """To the log of the server: as an error what the application did wrong, as a debug line
-        what the client did."""
-        reply = self._reply
-        level = logging.ERROR if reply.begun or reply.pending else logging.DEBUG
-        self._complain(format % args, level=level)
-
-    def _complain(
-        self, what: str, error: Exception | None = None, level: int = logging.ERROR
-    ) -> None:
-        peer = address_text(self.client_address) if self.client_address else "a UNIX socket"
-        extra = {"event": "request_failed", "pid": os.getpid()}
-        asked = escape(self.requestline, 2048)
-        logger_named(None).log(
-            level, '%s: "%s" of %s', what, asked, peer, exc_info=error, extra=extra
-        )
+        """As a debug line of the server's log: ``send_error()`` says so what a client did."""
+        self._complain(format % args, level=logging.DEBUG)
 
 
 class _Nobody:
