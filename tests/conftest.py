@@ -234,7 +234,8 @@ class Server:
             left = self.anyone_left()
             self._reader.join(5)
             assert not left, f"somebody is left:\n{self.log}"
-            for line in self.lines:
+            # A traceback below a line of the log is indented.
+            for line in map(str.strip, self.lines):
                 if " ERROR " in line or line.startswith("Traceback"):
                     expected = any(re.search(p, line) for p in self.expected_errors)
                     assert expected, f"unexpected {line!r} in:\n{self.log}"

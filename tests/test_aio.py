@@ -881,7 +881,7 @@ def test_a_worker_whose_listener_was_closed_is_replaced(aio: Aio) -> None:
         inside.sendall(b"close")
         assert inside.recv(100) == b"%d" % old
     assert server.ask(b"who", timeout=5) != b"%d" % old
-    server.saw(r"^(OSError|PermissionError|FileNotFoundError): ")
+    server.saw(r"^  (OSError|PermissionError|FileNotFoundError): ")
 
 
 # Other doors

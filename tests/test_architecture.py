@@ -22,7 +22,7 @@ STATUS = {
 }
 EVERYTHING = MODULES | HTTP | CLI | AIO | STATUS
 
-GROUND = {"errors", "scoreboard", "signals", "forks"}
+GROUND = {"errors", "scoreboard", "signals", "forks", "text"}
 EDGES = {
     "listeners",
     "acceptor",
@@ -33,6 +33,7 @@ EDGES = {
     "terminal",
     "titles",
     "logfiles",
+    "output",
     "systemd",
 }
 ROLES = {
@@ -52,28 +53,30 @@ ROLES = {
 }
 MAY_IMPORT = {
     "errors": set(),
-    "scoreboard": set(),
+    "text": set(),
+    "scoreboard": {"text"},
     "signals": set(),
     "forks": set(),
+    "output": {"forks", "signals"},
     "settings": {"errors"},
     "vigil": set(),
     "connection": {"vigil"},
-    "reports": {"scoreboard"},
-    "titles": set(),
+    "reports": {"scoreboard", "text"},
+    "titles": {"text"},
     "terminal": {"scoreboard"},
     "reaper": set(),
     "account": {"scoreboard", "signals", "stats", "wear"},
     "counter": {"errors", "here", "scoreboard", "settings"},
     "bulletin": {"acceptor", "counter", "listeners", "plan", "reaper", "scoreboard"},
-    "stats": {"counter", "plan", "reports", "scoreboard"},
+    "stats": {"counter", "plan", "scoreboard", "text"},
     "wear": {"scoreboard", "settings"},
     "plan": {"scoreboard"},
-    "logfiles": {"errors", "forks", "settings"},
+    "logfiles": {"errors", "forks", "output", "settings", "text"},
     "pidfile": {"errors", "forks", "inheritance", "settings"},
-    "daemon": {"errors", "forks", "logfiles", "signals"},
+    "daemon": {"errors", "forks", "output", "signals", "text"},
     "inheritance": {"errors", "forks"},
     "paths": set(),
-    "listeners": {"errors", "forks", "inheritance", "paths"},
+    "listeners": {"errors", "forks", "inheritance", "paths", "text"},
     "peers": {"errors"},
     "privileges": {"errors", "settings"},
     "acceptor": {"connection", "vigil", "scoreboard", "signals"},
@@ -88,7 +91,7 @@ MAY_IMPORT = {
     "here": {"handle"},  # for its type alone
     "remote": {"here", "job", "signals", "scoreboard", "stats"},
     "systemd": {"errors", "scoreboard"},
-    "journal": {"plan", "reaper", "systemd"},
+    "journal": {"plan", "reaper", "systemd", "text"},
     "leave": GROUND | EDGES | {"account"},
     "handle": GROUND | EDGES | {"settings", "job", "wear", "leave"},
     "worker": GROUND | EDGES | {"settings", "job", "handle", "here"},
@@ -97,7 +100,7 @@ MAY_IMPORT = {
     "rotation": {"scoreboard", "logfiles", "plan", "privileges", "journal"},
     "master": GROUND | EDGES | {"settings", "inheritance", "pidfile"} | ROLES - {"master"},
     "elsewhere": set(),
-    "lost": {"handle"},  # for its type alone
+    "lost": {"handle", "text"},  # the first for its type alone
     "threads": GROUND | EDGES | {"settings", "job", "handle"},
     "crews": GROUND | EDGES | {"settings", "handle", "leave", "threads"},
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},
@@ -110,7 +113,7 @@ MAY_IMPORT = {
     | {"settings", "pidfile", "privileges", "daemon", "inline", "inheritance", "status"},
     "preforker": set(MODULES) - {"servers", "__init__"},
     "tls": {"errors", "vigil"},
-    "credentials": {"errors", "settings"},
+    "credentials": {"errors", "settings", "text"},
     "proxy": {"vigil"},
     "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
     "servers": set(MODULES) - {"preforker", "__init__"},
@@ -126,21 +129,32 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.memo": set(),
     "http.chunks": {"grammar"},
     "http.fields": {"grammar", "memo"},
-    "http.wire": {"grammar", "chunks", "fields", "memo"},
+    "http.wire": {"chunks", "fields", "grammar", "memo", "text"},
     "http.heads": {"memo", "wire"},
     "http.stream": {"connection", "vigil", "wire"},
     "http.reply": {"vigil", "wire"},
     "http.forwarded": {"peers", "grammar", "memo", "wire"},
     "http.asked": {"forwarded", "wire"},
-    "http.access": {"logfiles", "wire"},
-    "http.handler": {"listeners", "logfiles", "vigil", "reception", "wire", "heads", "stream"}
-    | {"reply", "asked", "access"},
+    "http.access": {"logfiles", "output", "text", "wire"},
+    "http.handler": {
+        "access",
+        "asked",
+        "heads",
+        "listeners",
+        "logfiles",
+        "reception",
+        "reply",
+        "stream",
+        "text",
+        "vigil",
+        "wire",
+    },
     "http.visit": {"acceptor", "handle", "scoreboard", "wire", "stream", "handler"},
     "http.entrance": {"acceptor", "handle", "proxy", "scoreboard", "stream"},
     "http.server": {"acceptor", "connection", "vigil", "handle", "listeners", "proxy", "servers"}
     | {"handler", "entrance", "forwarded", "visit"},
     "http.environ": {"grammar", "heads", "memo", "wire"},
-    "http.wsgi": {"environ", "handler", "reply", "wire"},
+    "http.wsgi": {"environ", "handler", "listeners", "logfiles", "reply", "text", "wire"},
     "http.application": {
         "errors",
         "listeners",
@@ -155,7 +169,7 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
 
 # The command stands on all of it, and loads what speaks HTTP where that is served.
 CLI_MAY_IMPORT: dict[str, set[str]] = {
-    "cli.parser": set(),
+    "cli.parser": {"text"},
     "cli.options": {"__version__", "errors", "settings", "parser"},
     "cli.target": {"errors", "options"},
     "cli.recipe": {
@@ -175,16 +189,18 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
             "launch",
             "listeners",
             "logfiles",
+            "output",
             "plan",
+            "text",
             "aio.turns",
         ),
         *("remote", "settings", "signals", "systemd", "options", "recipe", "target"),
     },
-    "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options"},
-    "cli.holder": {"errors", "scoreboard", "stats", "options"},
-    "cli.control": {"errors", "scoreboard", "options", "holder"},
+    "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options", "text"},
+    "cli.holder": {"errors", "scoreboard", "stats", "options", "text"},
+    "cli.control": {"errors", "scoreboard", "options", "holder", "text"},
     "cli.look": {
-        *("listeners", "reports", "signals", "stats", "status.table"),
+        *("listeners", "reports", "signals", "stats", "status.table", "text"),
         *("options", "holder"),
     },
     "cli.__init__": {
@@ -196,6 +212,8 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
         "control",
         "look",
         "logfiles",
+        "output",
+        "text",
     },
 }
 
@@ -203,7 +221,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
 AIO_MAY_IMPORT: dict[str, set[str]] = {
     "aio.loops": {"errors"},
     "aio.handle": {"connection", "handle"},
-    "aio.life": {"handle", "job", "listeners", "reports", "signals", "loops"},
+    "aio.life": {"handle", "job", "listeners", "reports", "signals", "loops", "text"},
     "aio.turns": {"acceptor", "scoreboard", "settings"},
     "aio.doors": {"acceptor", "handle", "leave", "scoreboard", "life", "turns"},
     "aio.server": ROLES
@@ -215,7 +233,7 @@ AIO_MAY_IMPORT: dict[str, set[str]] = {
 # The status service stands on HTTP. What it says in words, the command says, too.
 STATUS_MAY_IMPORT: dict[str, set[str]] = {
     "status.words": set(),
-    "status.table": {"words"},
+    "status.table": {"text", "words"},
     "status.page": {"plan", "stats", "words"},
     "status.server": {
         *("handle", "inheritance", "listeners", "settings", "stats"),
@@ -265,6 +283,7 @@ WIDE = {
     "elsewhere": {"_begin_counted", "_finish_watched"},
     "listeners": {"listen"},
     "logfiles": {"emit", "_reopen_handler"},
+    "output": {"_bottom"},
     "pidfile": {"_locked"},
     "daemon": {"_be_daemon"},
     "launch": {"_last_words"},

@@ -627,7 +627,7 @@ def test_a_daemon_that_dies_after_it_was_ready_says_why_in_its_log(
     assert select.select([daemon._pidfd], [], [], PATIENCE)[0], "it did not end"
     log = (tmp_path / "preforker.log").read_text()
     assert log.count("SystemExit: enough is enough") == 1
-    assert re.search(rf" ERROR   master pid={daemon.pid} died\nTraceback ", log)
+    assert re.search(rf" ERROR   master pid={daemon.pid} died\n  Traceback ", log)
     assert not daemon.launcher.anyone_left()
 
 

@@ -4,6 +4,7 @@ import array
 import http.client
 import http.server
 import io
+import logging
 import os
 import random
 import re
@@ -25,6 +26,7 @@ from prefork_server.testing import serving
 from .conftest import PATIENCE, read_all
 
 SERVERS = ["ours", "theirs"]
+LAST = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 
 
 @contextmanager
@@ -442,6 +444,40 @@ def test_what_is_no_request_is_logged_without_one(ask: Ask) -> None:
     ask(do_GET, log_message, asks=KEPT + b"GET / HTTP/1.1\r\n\r\n", **own)
     refused = ["code 400, message Bad Request", '"" 400 -']
     assert lines == [*refused, '"GET / HTTP/1.1" 204 -', *refused]
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/9.9\r\n\r\n", b"\x1b[2J\r\n\r\n", LAST])
+def test_what_a_client_did_wrong_is_a_debug_line_and_none_on_stderr(
+    ask: Ask, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], sent: bytes
+) -> None:
+    caplog.set_level(logging.DEBUG, "prefork_server")
+
+    def do_GET(self: Any) -> None:
+        self.send_error(404)
+
+    capfd.readouterr()
+    ask(do_GET, asks=sent, log_error=HTTPRequestHandler.log_error)
+    said = [record for record in caplog.records if "code " in record.getMessage()]
+    assert [record.levelname for record in said] == ["DEBUG"]
+    assert said[0].getMessage().isprintable()
+    assert "code 4" not in capfd.readouterr().err
+
+
+def test_what_a_handler_says_of_itself_is_an_error_and_one_line(
+    ask: Ask, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def do_GET(self: Any) -> None:
+        self.log_error("no %s", "table\r\n12:00:00.000 INFO    master pid=1 stopped")
+        self.log_message("of %s", "me\u2028\x9b\\x1b")
+        self.send_response(204)
+        self.end_headers()
+
+    capfd.readouterr()
+    ask(do_GET, log_error=HTTPRequestHandler.log_error)
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert said.getMessage().startswith("no table\\r\\n12:00")
+    assert said.getMessage().isprintable()
+    assert r"of me\u2028\x9b\\x1b" in capfd.readouterr().err
 
 
 def test_there_are_limits_for_a_class_that_says_nothing_of_them() -> None:

@@ -13,10 +13,12 @@ from typing import NoReturn
 
 from .errors import BootError, PreforkError
 from .forks import drop, fork, keep_from_forks
-from .logfiles import flush_streams
+from .output import flush_streams
 from .signals import all_blocked
+from .text import one_record, printable
 
 _READY = "ready"
+_LONGEST = 65536  # bytes that a socket pair takes without waiting
 _END = "\0"  # of a word: no error, no path and no address holds it
 
 Serve = Callable[[Callable[..., None]], None]
@@ -104,7 +106,8 @@ def _be_daemon(serve: Serve, launcher: socket.socket, mask: set[int]) -> NoRetur
         ours = isinstance(error, PreforkError)
         name = "" if ours else type(error).__name__
         report = getattr(error, "report", "") if ours else traceback.format_exc()
-        say(": ".join(filter(None, (name, str(error)))), report)
+        text = printable(": ".join(filter(None, (name, str(error)))))
+        say(text, one_record(f"{report}"))
     finally:
         # The atexit handlers and the frames below are the launcher's.
         flush_streams()
@@ -112,6 +115,6 @@ def _be_daemon(serve: Serve, launcher: socket.socket, mask: set[int]) -> NoRetur
 
 
 def _say(launcher: socket.socket, *words: str) -> None:
-    with suppress(ConnectionError):  # it did not wait for us
-        said = _END.join(words).encode("utf-8", "backslashreplace")
-        launcher.sendall(said, socket.MSG_NOSIGNAL)
+    with suppress(OSError):  # it did not wait for us, or it was stopped and reads nothing
+        said = _END.join(words).encode("utf-8", "backslashreplace")[:_LONGEST]
+        launcher.send(said, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)

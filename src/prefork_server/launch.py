@@ -24,6 +24,7 @@ from .logfiles import (
     speaking,
 )
 from .master import Master
+from .output import unhindered
 from .pidfile import Claim, claimed
 from .privileges import Identity, identity_of
 from .remote import Remote
@@ -59,6 +60,7 @@ class Launch:
         fill_standard_descriptors()
         with (
             self.remote.running(),
+            unhindered(),
             redirected(settings.stdout_path, settings.stderr_path),
             speaking(self.logger, settings.log_path),
             self._last_words(),

@@ -3,22 +3,23 @@
 import logging
 import os
 import re
-import select
 import stat
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from typing import Any, TextIO
 
 from .errors import ConfigError
 from .forks import drop, keep_from_forks
+from .output import STANDARD, Output, flush_streams
 from .settings import FilePath, absolute
+from .text import one_record
 
 LOGGER = "prefork_server"
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
 _TIME = "%H:%M:%S"  # on a terminal; a file may be read on another day
-_READERS_TIME = 0.1  # seconds
 _STANDARD = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 
@@ -42,7 +43,7 @@ def speaking(logger: logging.Logger, path: FilePath | None = None) -> Iterator[N
                 handler = (
                     LogFile(absolute("log_path", path)) if path else next(shared, None) or _Stderr()
                 )
-                form = logging.Formatter(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME)
+                form = _Form(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME)
                 handler.setFormatter(form)
                 stack.enter_context(lent(logger, handler))
         yield
@@ -84,7 +85,13 @@ def lent(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
 
 def is_configured(logger: logging.Logger) -> bool:
     """Whether the program has seen to it that somebody hears this logger, besides ours."""
-    return not all(isinstance(each, LogFile | _Stderr) for each in reached(logger))
+    each: logging.Logger | None = logger
+    while each:  # for each line of an access log, so without a generator
+        for handler in each.handlers:
+            if not isinstance(handler, _Unhindered):
+                return True
+        each = each.parent if each.propagate else None
+    return False
 
 
 def reached(logger: logging.Logger) -> Iterator[logging.Handler]:
@@ -112,11 +119,19 @@ def _stream_of(handler: logging.Handler) -> int:
     return -1
 
 
-class _Unhindered(logging.StreamHandler[TextIO]):
-    """It loses a line rather than hold up whoever supervises: a disk may be full, and who
-    reads a pipe may have stopped. When it can write again it says how many are gone."""
+class _Form(logging.Formatter):
+    """No text in a record can look like another record, or steer a terminal."""
 
-    _lost = 0
+    def format(self, record: logging.LogRecord) -> str:
+        return one_record(super().format(record))
+
+
+class _Unhindered(logging.StreamHandler[TextIO]):
+    """A handler that drops lines rather than wait: see ``output``."""
+
+    @cached_property
+    def _own(self) -> Output:
+        return Output(-1, "lines of the log")
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -125,46 +140,19 @@ class _Unhindered(logging.StreamHandler[TextIO]):
             super().emit(record)
             return
         try:
-            gap = f"({self._lost} lines of the log were lost)\n" if self._lost else ""
-            line = f"{gap}{self.format(record)}\n".encode("utf-8", "backslashreplace")
+            line = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
         except Exception:  # user code: a message that cannot be made, a filter
             self.handleError(record)
             return
-        self._lost = 0 if _written(fd, line) else self._lost + 1
-
-
-def _written(fd: int, line: bytes) -> bool:
-    """Whether all of it is written. It waits for the reader of a pipe, but not for long."""
-    room = select.poll()
-    room.register(fd, select.POLLOUT)
-    try:
-        with _never_blocking(fd) as own:
-            # A pipe that has room at all takes so much without waiting, and in one piece.
-            for start in range(0, len(line), select.PIPE_BUF):
-                if not room.poll(_READERS_TIME * 1000):
-                    return False
-                os.write(own, line[start : start + select.PIPE_BUF])
-    except OSError:  # among them BlockingIOError: others have filled it since we looked
-        return False
-    return True
-
-
-@contextmanager
-def _never_blocking(fd: int) -> Iterator[int]:
-    """A pipe opened anew, since the flag belongs to the open description, which others share."""
-    own = fd
-    if stat.S_ISFIFO(os.fstat(fd).st_mode):
-        with suppress(OSError):  # another user's, as stderr of a worker under ``user`` may be
-            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
-    try:
-        yield own
-    finally:
-        if own != fd:
-            os.close(own)
+        output = STANDARD.get(fd)
+        if output is None:
+            output = self._own
+            output.fd = fd  # another one after each rotation
+        output.write(line)
 
 
 class _Stderr(_Unhindered):
-    """Stderr, for a program that has configured nothing."""
+    """Standard error, for a program that has configured nothing."""
 
 
 class LogFile(_Unhindered, logging.FileHandler):
@@ -363,14 +351,6 @@ def give_away(path: FilePath, setting: str, give: Callable[[int], None]) -> None
         raise ConfigError(f"{setting} {path}: {error.strerror}") from error
     finally:
         os.close(fd)
-
-
-def flush_streams() -> None:
-    """Before a fork, which would write what is in a buffer again, and before ``os._exit``,
-    which would not write it at all."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, or its reader is gone
-            stream.flush()
 
 
 def fill_standard_descriptors() -> None:

@@ -22,7 +22,7 @@ from .inheritance import inheritance
 from .job import Job
 from .journal import Journal
 from .listeners import Listener
-from .logfiles import flush_streams
+from .output import flush_streams
 from .pidfds import Pidfds
 from .pidfile import Claim
 from .plan import Death, Plan, WorkerHandle

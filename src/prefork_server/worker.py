@@ -13,7 +13,7 @@ from typing import NoReturn
 from .handle import MasterHandle, Shared
 from .here import stand_here
 from .job import Job, nothing
-from .logfiles import flush_streams
+from .output import cover, flush_streams
 from .reports import leave_report
 from .signals import ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
 
@@ -70,6 +70,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
         if job.identity:
             job.identity.assume()
         job.hooks.after_fork(master)
+        cover()  # log handlers, too, that the program has made since the fork
         master._be_ready()
         job.work(master)
         return 0

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from ..errors import BindError, BootError, ConfigError, PreforkError
 from ..logfiles import fill_standard_descriptors
+from ..output import unhindered
+from ..text import one_record, printable
 from .options import PROG, Options, parse
 from .target import LoadError
 
@@ -32,8 +34,9 @@ def main(words: Sequence[str] | None = None) -> int:
         # Of a boot that failed in the foreground the log has the traceback already.
         told = isinstance(error, BootError) and not options.values.get("daemon")
         report = "" if told else getattr(error, "report", "")
-        sys.stderr.write(f"{report}\n" if report else "")
-        sys.stderr.write(f"{PROG}: {error}\n")
+        with unhindered():  # what this command started must end, whoever reads of it
+            sys.stderr.write(f"{one_record(report)}\n" if report else "")
+            sys.stderr.write(f"{PROG}: {printable(str(error))}\n")
         return exit_code(error)
     except BrokenPipeError:  # whoever read what we say has heard enough
         if options.verb == "run":

@@ -27,13 +27,15 @@ from ..job import Hooks, nothing
 from ..journal import Journal
 from ..launch import Launch
 from ..listeners import BACKLOG, Address, Listener, distinct, is_deaf, listen, parse
-from ..logfiles import flush_streams, logger_named
+from ..logfiles import logger_named
+from ..output import flush_streams, unhindered
 from ..plan import Death
 from ..privileges import Identity, identity_of
 from ..remote import Remote
 from ..settings import Settings
 from ..signals import all_blocked, when_it_ends
 from ..systemd import handed_over
+from ..text import printable
 from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe
 from .target import LoadError, Target, users_traceback
@@ -150,7 +152,7 @@ def serve(options: Options) -> None:
     run.load_certificate()
     if values["check"]:
         where = f" on {', '.join(bind.text for bind in found)}" if found else ""
-        sys.stdout.write(f"{told['words']}{where}: could be served\n")
+        sys.stdout.write(printable(f"{told['words']}{where}: could be served") + "\n")
         return
     run.go(values["daemon"])
 
@@ -300,7 +302,8 @@ class _Run:
         )
         if daemon:
             pid = launch.start()
-            sys.stdout.write(f"{launch.app_name} runs, pid {pid}\n")
+            with unhindered():  # the daemon runs, whoever reads of it
+                sys.stdout.write(f"{printable(launch.app_name)} runs, pid {pid}\n")
         else:
             launch.run()
 

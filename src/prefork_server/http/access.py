@@ -4,18 +4,19 @@ import logging
 import os
 import re
 import time
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
 from ..logfiles import LOGGER, is_configured
-from .wire import escape
+from ..output import STANDARD
+from ..text import escape
 
 _MONTHS: Final = "JanFebMarAprMayJunJulAugSepOctNovDec"  # in every locale
 # All of a line is less than the 4096 bytes that a pipe takes in one piece.
 _LINE, _REFERER, _AGENT, _HOST = 2048, 1024, 512, 128
 _GONE: Final = 499  # nginx's number for a client that left before it was answered
 
+_stdout = STANDARD[1]
 _logger = logging.getLogger(f"{LOGGER}.access")
 _referer = re.compile(rb"\nReferer:[ \t]*+([^\r\n]++)", re.IGNORECASE).search
 _agent = re.compile(rb"\nUser-Agent:[ \t]*+([^\r\n]++)", re.IGNORECASE).search
@@ -59,5 +60,4 @@ def _say(line: str) -> None:
     if is_configured(_logger):
         _logger.info("%s", line, extra={"event": "access", "pid": os.getpid()})
     else:
-        with suppress(OSError):  # nobody reads it any more, which is no reason to serve nobody
-            os.write(1, f"{line}\n".encode("ascii"))
+        _stdout.write(f"{line}\n".encode("ascii"))

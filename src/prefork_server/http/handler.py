@@ -5,6 +5,7 @@ It runs in any ``socketserver`` server. How a connection is parked is known to `
 
 import logging
 import os
+import sys
 import time
 from contextlib import suppress
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from typing import Any
 from ..listeners import address_text
 from ..logfiles import logger_named
 from ..reception import is_tls
+from ..text import escape, printable
 from ..vigil import Waiting
 from .access import log_answer
 from .asked import Asked
@@ -25,6 +27,7 @@ from .wire import LIMITS, Limits, Reject, Request, escape, find_head, read_head
 _ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE, _KEEP = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
+_REFUSED = ("code %d, message %s", "Request timed out: %r")  # http.server's words
 _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
 _ASKED = "the request: "  # begins a note of an exception
 
@@ -416,6 +419,27 @@ class HTTPRequestHandler(Asked):
         """Called for each answer; by itself it logs if ``logs_requests`` says so."""
         if self.logs_requests or self.wfile is not self._reply:
             super().log_request(code, size)
+
+    def log_error(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+        """To ``log_message()``, if ``logs_requests`` says so or a class has one of its own.
+        Otherwise to the log of the server: a refused request, as ``send_error()`` tells of it,
+        as a DEBUG line, since a client did that; anything else as an ERROR."""
+        own = type(self).log_message is not HTTPRequestHandler.log_message
+        if own or self.logs_requests:
+            self.log_message(format, *args)
+            return
+        level = logging.DEBUG if format in _REFUSED else logging.ERROR
+        peer = address_text(self.client_address) if self.client_address else "a UNIX socket"
+        extra = {"event": "request_failed", "pid": os.getpid()}
+        text, asked = printable(format % args), escape(self.requestline, 2048)
+        logger_named(None).log(level, '%s: "%s" of %s', text, asked, peer, extra=extra)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+        """A line on stderr, as ``http.server`` has it, with all that is not printable escaped."""
+        if sys.stderr:
+            who, when = self.address_string(), self.log_date_time_string()
+            text = (format % args).replace("\\", r"\\")  # so that no text looks like an escape
+            sys.stderr.write(printable(f"{who} - - [{when}] {text}", "\xa0") + "\n")
 
     # Where there is no request to answer
 
