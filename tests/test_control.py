@@ -417,7 +417,7 @@ def test_a_hang_after_stacks_is_told_with_its_place_alone(
         assert asked(tmp_path, "stacks", "x.pid").returncode == 0
         server.saw("killing")
     server.saw("reaped")
-    assert server.count("^Current thread") == 1
+    assert server.count("^  Current thread") == 1
 
 
 def test_who_keeps_others_from_looking_is_not_waited_for_for_ever(

@@ -14,6 +14,7 @@ from typing import NoReturn, TypeAlias
 
 from .errors import ConfigError
 from .settings import FilePath, absolute
+from .text import printable
 
 Password: TypeAlias = str | bytes | Callable[[], str | bytes]
 
@@ -63,7 +64,7 @@ class Credentials:
         if mode & 0o077:
             logger.warning(
                 "keyfile %s is open to others than its owner: its mode is %04o, and should be 0600",
-                self.keyfile,
+                printable(str(self.keyfile)),
                 mode,
                 extra={"event": "key_exposed"},
             )

@@ -36,6 +36,7 @@ from .scoreboard import (
     in_ns,
 )
 from .signals import Bell, Relay
+from .text import printable
 from .titles import Title
 from .vigil import Vigil
 from .wear import Wear
@@ -298,7 +299,7 @@ class MasterHandle(Leave):
         for failure in failures:
             extra = {"event": "reopen_failed", "worker": self.slot, "pid": os.getpid()}
             message = "worker=%d pid=%d keeps the old file: %s"
-            self.logger.error(message, self.slot, os.getpid(), failure, extra=extra)
+            self.logger.error(message, self.slot, os.getpid(), printable(failure), extra=extra)
         own = self._board.at(self.slot, ROTATION)
         self._own_words[own] = -self._rotation if failures else self._rotation
         self._master_bell.ring()

@@ -1,7 +1,8 @@
 """What the master says: one record for each event, greppable, with extra fields.
 
-``extra`` has ``event``, ``worker`` (its slot, or None), ``pid`` and ``generation``. A log
-handler that fails costs nobody anything.
+``extra`` has ``event``, ``worker`` (its slot, or None), ``pid`` and ``generation``. The message is
+one printable line, whatever a path, an error or another process has put into its arguments; a
+report stands below it, indented. A log handler that fails costs nobody anything.
 """
 
 import logging
@@ -15,6 +16,7 @@ from typing import Any
 from .plan import Death, WorkerHandle
 from .reaper import Used
 from .systemd import Notifier
+from .text import one_record, printable
 
 
 class Journal:
@@ -33,6 +35,7 @@ class Journal:
         worker: WorkerHandle | None,
         message: str,
         *args: object,
+        report: str = "",
         exc_info: bool = False,
     ) -> None:
         who = str(worker) if worker else f"master pid={self._master_pid}"
@@ -45,7 +48,12 @@ class Journal:
         if self._notifier:
             self._notifier.hear(event, self._master_pid)
         try:
-            self._logger.log(level, f"%s {message}", who, *args, extra=extra, exc_info=exc_info)
+            clean = [
+                each if isinstance(each, int | float) else printable(f"{each}") for each in args
+            ]
+            if report:
+                message, clean = f"{message}%s", [*clean, one_record(f"\n{report}")]
+            self._logger.log(level, f"%s {message}", who, *clean, extra=extra, exc_info=exc_info)
         except Exception:  # a handler of the user's: the workers must not suffer for it
             with suppress(OSError, ValueError, AttributeError):
                 sys.stderr.write(f"{who}: the log handler failed for {event}\n")
@@ -87,11 +95,11 @@ class Journal:
             logging.INFO if again else logging.ERROR,
             "killed",
             worker,
-            "%s%s, killing%s%s",
+            "%s%s, killing%s",
             fault,
             at,
             company,
-            "" if again else _below(stack),
+            report="" if again else stack,
         )
 
     def death(
@@ -111,24 +119,20 @@ class Journal:
             level,
             "reaped",
             worker,
-            "reaped%s: %s; age=%.1fs requests=%d%s%s",
+            "reaped%s: %s; age=%.1fs requests=%d%s",
             "" if death.booted else " before it was ready",
             death,
             death.age,
             death.requests,
             # Nobody says who was killed for want of memory: how much it held may tell.
             f" held={used.ru_maxrss >> 10}MiB" if used and death.by_a_stranger else "",
-            "" if death.serves_on else _below(report),
+            report="" if death.serves_on else report,
         )
         if death.serves_on and not again:
-            message = "reload failed, generation %d serves on; %s: %s%s"
+            message = "reload failed, generation %d serves on; %s: %s"
             report = "" if death.killed else death.report
-            said = death.serves_on, worker, death, _below(report)
-            self.say(logging.ERROR, "reload_failed", None, message, *said)
-
-
-def _below(text: str) -> str:
-    return text and f"\n{text}"
+            said = death.serves_on, worker, death
+            self.say(logging.ERROR, "reload_failed", None, message, *said, report=report)
 
 
 def innermost(stack: str) -> str:

@@ -20,6 +20,7 @@ from .errors import BindError, ConfigError
 from .forks import keep_from_forks
 from .inheritance import Legacy, inheritance, take_over
 from .paths import bind_unix, give, identity, is_lost
+from .text import printable
 
 AddressLike: TypeAlias = str | tuple[str, int] | os.PathLike[str]
 Addresses: TypeAlias = AddressLike | Sequence[AddressLike]  # when run, a list
@@ -68,13 +69,14 @@ class Address:
 
 
 def address_text(name: object) -> str:
-    """An address as one would write it: ``127.0.0.1:80``, ``[::1]:80``, ``unix:/path``."""
+    """An address for a log: ``127.0.0.1:80``, ``[::1]:80``, ``unix:/path``, with escapes for
+    what a client that binds a name of its own may have put into it."""
     if isinstance(name, tuple):
         host, port = name[0], name[1]
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+        return printable(f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}")
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    return f"unix:{str(name).replace(chr(0), '@')}"
+    return printable(f"unix:{str(name).replace(chr(0), '@')}")
 
 
 def tcp_address(name: object) -> Address:

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .text import printable
+
 if TYPE_CHECKING:
     from .handle import MasterHandle
 
@@ -27,6 +29,6 @@ def tell_of_lost_state(server: Any, master: "MasterHandle") -> None:
             told.add(name)
             message = "%s is set in worker %d only; see docs/state.md"
             extra = {"event": "lost_state", "worker": master.slot, "pid": os.getpid()}
-            master.logger.warning(message, name, master.slot, extra=extra)
+            master.logger.warning(message, printable(name), master.slot, extra=extra)
 
     kind.__setattr__ = set_and_tell  # the class is this worker's own

@@ -25,6 +25,7 @@ from .lost import tell_of_lost_state
 from .reception import Reception, is_tls
 from .remote import Remote
 from .settings import Settings, settle
+from .text import printable
 from .threads import Crew
 
 if TYPE_CHECKING:
@@ -387,7 +388,7 @@ class PreforkMixIn(_Base):
         text = address_text(peer) if peer else "a client"
         extra = {"event": "request_failed", "worker": master.slot, "pid": os.getpid()}
         if getattr(error, "by_client", False):
-            master.logger.debug("%s is gone: %s", text, error, extra=extra)
+            master.logger.debug("%s is gone: %s", text, printable(str(error)), extra=extra)
             return
         master._failed(error)
         if type(self).handle_error is socketserver.BaseServer.handle_error:

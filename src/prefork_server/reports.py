@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Final
 
 from .scoreboard import sealed_memory
+from .text import printable
 
 _STRETCH: Final = 1 << 20  # bytes; sparse: what is not written takes no memory
 _SLOTS: Final = 16  # whose stretches are in one file
@@ -96,16 +97,18 @@ def innermost_first(ident: int) -> tuple[str, str]:
     order = sorted(frames, key=lambda one: one != ident)
     place, lines = "", list[str]()
     for one in order:
-        lines.append(f"Thread {names.get(one, one)} (most recent call first):")
+        thread = printable(str(names.get(one, one)))
+        lines.append(f"Thread {thread} (most recent call first):")
         frame: FrameType | None = frames[one]
         while frame:
             name, line, function = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
+            name, function = printable(name), printable(function)
             place = place or f"{name}:{line} in {function}"
             lines.append(f'  File "{name}", line {line} in {function}')
             frame = frame.f_back
-    return place, cleaned("\n".join(lines).encode("utf-8", "backslashreplace"))
+    return place, "\n".join(lines)[:_LONGEST]
 
 
 def cleaned(raw: bytes) -> str:
-    text = raw[:_LONGEST].decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text).rstrip()
+    """Text of several lines from another process."""
+    return printable(raw[:_LONGEST].decode("utf-8", "backslashreplace"), "\n").rstrip()

@@ -68,6 +68,8 @@ import time
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK
 from typing import Final
 
+from .text import printable
+
 _WORDS: Final = 24  # 192 bytes: neighbours never share a cache line
 _TEXT: Final = 64
 _ROW: Final = _WORDS * 8 + 2 * _TEXT + 1
@@ -292,7 +294,7 @@ class Scoreboard:
     def _read(self, at: int, encoding: str) -> str:
         raw = bytes(self._text[at : at + _TEXT]).split(b"\0", 1)[0]
         text = raw.decode(encoding, "ignore" if encoding == "utf-8" else "replace")
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return printable(text)
 
     def set_notice(self, number: int, text: bytes) -> None:
         """Of the master alone. What is too long is not said at all."""

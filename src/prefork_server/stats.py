@@ -13,7 +13,6 @@ from typing import Any, get_type_hints
 
 from .counter import counters
 from .plan import Death
-from .reports import cleaned
 from .scoreboard import (
     BEGUN,
     BOOTING,
@@ -48,6 +47,7 @@ from .scoreboard import (
     WISH,
     Scoreboard,
 )
+from .text import printable
 
 _STATES = {BOOTING: "booting", SERVING: "serving", STOPPING: "stopping", LEFT: "leaving"}
 _TRIES = 100  # looks at a scoreboard on which somebody is just being counted out
@@ -223,18 +223,14 @@ def _listeners(general: dict[str, Any]) -> Iterator[ListenerStats]:
     for each in told if isinstance(told, list) else ():
         match each:
             case [str(address), queue] if _is_a(queue, int | None) and _is_bounded(queue or 0):
-                yield ListenerStats(_clean(address), queue)
+                yield ListenerStats(printable(address), queue)
 
 
 def _counters(general: dict[str, Any]) -> Iterator[tuple[str, int]]:
     told = general.get("counters")
     for name, value in told.items() if isinstance(told, dict) else ():
         if _is_a(value, int) and _is_bounded(value):
-            yield _clean(name), value
-
-
-def _clean(text: str) -> str:
-    return cleaned(text.encode("utf-8", "replace"))
+            yield printable(name), value
 
 
 def _is_a(value: object, kind: Any) -> bool:
@@ -261,7 +257,7 @@ def _death(told: dict[str, Any], now_ns: int) -> Death | None:
         return None
     if not all(_is_bounded(each) for each in told.values() if isinstance(each, int | float)):
         return None
-    texts = {name: _clean(told[name]) for name in ("report", "why")}
+    texts = {"report": printable(told["report"], "\n"), "why": printable(told["why"])}
     return Death(**(told | texts | {"ago": _seconds(now_ns - told["ago"])}))
 
 

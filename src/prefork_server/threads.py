@@ -21,6 +21,7 @@ from .job import nothing
 from .listeners import address_text
 from .reports import innermost_first
 from .scoreboard import NEVER, SECOND
+from .text import one_record
 from .vigil import Vigil
 
 _OVERSLEPT_NS = SECOND // 4  # beyond this the main thread was asleep against its will
@@ -146,7 +147,7 @@ class Crew:
         place, stacks = innermost_first(ident)
         never = master._patience_ns >= NEVER
         master.logger.error(
-            "worker=%d pid=%d thread %d silent for %s at %s, retiring; %.1fs with %s\n%s",
+            "worker=%d pid=%d thread %d silent for %s at %s, retiring; %.1fs with %s%s",
             master.slot,
             os.getpid(),
             number + 1,
@@ -154,7 +155,7 @@ class Crew:
             place,
             (now_ns - self._since[number]) / SECOND,
             address_text(peer) if peer else "a client",
-            stacks,
+            one_record(f"\n{stacks}"),
             extra={
                 "event": "thread_silent",
                 "worker": master.slot,

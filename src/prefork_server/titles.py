@@ -8,6 +8,8 @@ it: state and counts only. Without ``ctypes`` or ``/proc`` nothing is shown.
 
 import sys
 
+from .text import printable
+
 _DIGITS = 4  # of a worker's count that find room before its name is cut
 _IDLE, _BUSY = (int.from_bytes(word, sys.byteorder) for word in (b"idle", b"busy"))  # as one word
 
@@ -38,7 +40,7 @@ class Title:
     def show(self, text: str, reserve: int = 0) -> int:
         """Show ``name text``, and return where it ends. A name that leaves too little room
         for the text, and ``reserve`` bytes more, is cut."""
-        name = self._name[: max(0, self._room - len(text) - 1 - reserve)]
+        name = printable(self._name)[: max(0, self._room - len(text) - 1 - reserve)]
         line = f"{name} {text}".encode("ascii", "replace")[: self._room]
         self._area[:] = line.ljust(len(self._area), b"\0")
         return len(line)

@@ -32,6 +32,7 @@ from .listeners import Listener
 from .pidfile import Claim
 from .scoreboard import NEVER, SECOND, SUCCESSOR, UPGRADES_FAILED, Scoreboard
 from .signals import Inbox, all_blocked
+from .text import printable
 
 _PROBATION_NS: Final = 2 * SECOND  # who crashes so soon after it was ready is no successor
 _NOT_ITS: Final = (VARIABLE, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -238,7 +239,7 @@ class Upgrade:
                 elif word == READY:
                     self._ready_ns = min(self._ready_ns, now_ns)
                 else:
-                    self._reason = word.decode("utf-8", "backslashreplace")
+                    self._reason = printable(word.decode("utf-8", "backslashreplace"))
 
     def _hand_over(self) -> bool:
         try:

@@ -21,6 +21,7 @@ from ..job import nothing
 from ..listeners import address_text
 from ..reports import leave_report
 from ..signals import WHERE, all_blocked
+from ..text import printable
 from .handle import AsyncMasterHandle, at_home_in_loop
 from .loops import LoopKind
 
@@ -192,7 +193,7 @@ class Life:
     def gone(self, peer: Any, error: BaseException) -> None:
         text = address_text(peer) if peer else "a client"
         extra = self._extra("request_failed")
-        self._master.logger.debug("%s is gone: %s", text, error, extra=extra)
+        self._master.logger.debug("%s is gone: %s", text, printable(str(error)), extra=extra)
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop's own way to say that a protocol, a callback or a task has raised."""
@@ -203,7 +204,7 @@ class Life:
         error = context.get("exception")
         if error:
             self._master._failed(error)
-        self._master.logger.error("%s", message, exc_info=error, extra=extra)
+        self._master.logger.error("%s", printable(message), exc_info=error, extra=extra)
 
     def _extra(self, event: str) -> dict[str, object]:
         return {"event": event, "worker": self._master.slot, "pid": os.getpid()}

@@ -29,6 +29,7 @@ from ..scoreboard import (
     UPGRADES_FAILED,
     WANTED,
 )
+from ..text import printable
 from .holder import Holder, NotDone, hears, held, holder, names, others, parent_of, wait
 from .options import PROG, Misuse, Options
 
@@ -49,7 +50,7 @@ def control(options: Options) -> int:
         except PermissionError as error:
             raise Misuse(others(server.pid, path)) from error
         if not happened:
-            sys.stderr.write(f"{PROG}: {what}: not done after {within:g}s\n")
+            sys.stderr.write(f"{PROG}: {printable(what)}: not done after {within:g}s\n")
         return 0 if happened else 1
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ..errors import PreforkError
 from ..scoreboard import NAME, PID, Scoreboard
 from ..stats import Stats, read
+from ..text import printable
 from .options import Misuse
 
 
@@ -152,7 +153,7 @@ def wait(what: str, within: float | None, done: Callable[[], bool]) -> bool:
             if within is not None and passed >= within:
                 return False
             if terminal and passed >= 1:
-                sys.stderr.write(f"\r{what}: {passed:.0f}s ")
+                sys.stderr.write(f"\r{printable(what)}: {passed:.0f}s ")
                 sys.stderr.flush()
                 shown = True
             pause.poll(20 if passed < 2 else 100)

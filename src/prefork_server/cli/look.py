@@ -24,6 +24,7 @@ from ..reports import STACKS, cleaned
 from ..signals import SHOW
 from ..stats import WorkerStats
 from ..status.table import table
+from ..text import one_record
 from .holder import Holder, NotDone, hears, held, links, others, parent_of, signals_of, wait
 from .options import Misuse, Options
 
@@ -96,7 +97,8 @@ def _stacks(server: Holder) -> int:
             except NotDone as error:
                 stack = f"({error})"
                 silent += 1
-            sys.stdout.write(f"worker={row.slot} pid={row.pid} {row.state}\n{stack}\n\n")
+            said = one_record(f"worker={row.slot} pid={row.pid} {row.state}\n{stack}")
+            sys.stdout.write(f"{said}\n\n")
             sys.stdout.flush()
     return 1 if silent else 0
 

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..text import printable
+
 
 class Parser(argparse.ArgumentParser):
     """One line for an error, with the nearest name; files of options with comments."""
@@ -25,8 +27,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"in a file of options: {error}: {arg_line}")
 
     def error(self, message: str) -> NoReturn:
-        text = message.encode("utf-8", "backslashreplace").decode()  # a word may be no text
-        self.exit(2, f"{self.prog}: {text}\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n")  # a word may be no text
 
     def words(self) -> list[str]:
         return [word for action in self._actions for word in action.option_strings]

@@ -24,6 +24,7 @@ from ..listeners import BACKLOG
 from ..mixin import PreforkMixIn
 from ..remote import Remote
 from ..settings import Settings, settle
+from ..text import printable
 from .options import PROG, Options, shown
 
 
@@ -128,7 +129,7 @@ def _search(first: str) -> None:
 
 
 def _leave(text: str, code: int) -> NoReturn:
-    sys.stderr.write(f"{PROG} run: {text}\n")
+    sys.stderr.write(f"{PROG} run: {printable(text)}\n")
     raise SystemExit(code)
 
 

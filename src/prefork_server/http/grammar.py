@@ -75,7 +75,6 @@ def check_field_line(line: bytes, whole: bool, most: int, too_long: int = 431) -
 
 _name_is_token = re.compile(rf"[{TOKEN}]++").fullmatch
 _value_is_text = re.compile(rf"[{TEXT}]*+").fullmatch
-_plain_log = re.compile(r"[ !#-\[\]-~]*+").fullmatch
 
 
 def check_field(name: str, value: str) -> None:
@@ -94,21 +93,3 @@ def check_reason(reason: str) -> None:
         raise ValueError(
             f"the reason phrase has control characters, or others than Latin-1: {reason!r}"
         )
-
-
-def escape(text: str, limit: int = 8192) -> str:
-    """For a log, between double quotes: printable ASCII alone, at most ``limit`` characters."""
-    if len(text) <= limit and _plain_log(text):
-        return text
-    pieces = []
-    for character in text[:limit]:
-        piece = character
-        if character in '"\\':
-            piece = "\\" + character
-        elif not " " <= character <= "~":
-            piece = f"\\x{ord(character):02x}"
-        limit -= len(piece)
-        if limit < 0:
-            break  # half an escape could swallow the closing quote
-        pieces.append(piece)
-    return "".join(pieces)

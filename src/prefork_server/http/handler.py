@@ -22,7 +22,7 @@ from .asked import Asked
 from .heads import NO_PHRASE, beginnings, fields, status_line
 from .reply import COUNTED, HEAD, NOTHING, OVER, TUNNEL, Reply, is_real
 from .stream import Body, Rest, Stream, is_connection, linger
-from .wire import LIMITS, Limits, Reject, Request, escape, find_head, read_head
+from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
 
 _ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -244,7 +244,7 @@ class HTTPRequestHandler(Asked):
         extra = {"event": "request_failed", "pid": os.getpid()}
         asked = escape(self.requestline, 2048)
         logger_named(None).log(
-            level, '%s: "%s" of %s', what, asked, peer, exc_info=error, extra=extra
+            level, '%s: "%s" of %s', printable(what), asked, peer, exc_info=error, extra=extra
         )
 
     def skip_now(self) -> bool | None:
@@ -429,10 +429,7 @@ class HTTPRequestHandler(Asked):
             self.log_message(format, *args)
             return
         level = logging.DEBUG if format in _REFUSED else logging.ERROR
-        peer = address_text(self.client_address) if self.client_address else "a UNIX socket"
-        extra = {"event": "request_failed", "pid": os.getpid()}
-        text, asked = printable(format % args), escape(self.requestline, 2048)
-        logger_named(None).log(level, '%s: "%s" of %s', text, asked, peer, extra=extra)
+        self._complain(format % args, level=level)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
         """A line on stderr, as ``http.server`` has it, with all that is not printable escaped."""

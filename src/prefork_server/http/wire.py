@@ -11,6 +11,7 @@ no sentence of its refusals repeats what the client sent.
 import re
 from typing import Final, NoReturn
 
+from ..text import escape
 from .chunks import Chunks
 from .fields import Said, check_host, heed, values_of
 from .grammar import (
@@ -24,7 +25,6 @@ from .grammar import (
     check_field,
     check_field_line,
     check_reason,
-    escape,
     token_end,
 )
 from .memo import Memo

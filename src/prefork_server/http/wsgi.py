@@ -4,7 +4,6 @@ So all that holds for the handler holds for the application. Here is only the pr
 the two; what they say to each other is made and checked in ``environ``.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -266,10 +265,6 @@ class WSGIRequestHandler(HTTPRequestHandler):
         self._over = self.close_connection = True
         if not reply.begun:
             self._answer_with(500)
-
-    def log_error(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """As a debug line of the server's log: ``send_error()`` says so what a client did."""
-        self._complain(format % args, level=logging.DEBUG)
 
 
 class _Nobody:

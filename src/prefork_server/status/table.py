@@ -4,6 +4,7 @@ from another process."""
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..text import printable
 from .words import duration, size
 
 _HEADS = (
@@ -17,7 +18,7 @@ def table(told: Mapping[str, Any], stacks: bool) -> list[str]:
     """A line for the whole, and one for each worker; then what waits, is counted, and has died.
     Raises KeyError, TypeError or ValueError for what are no figures of ours."""
     return [
-        "".join(c if c.isprintable() else "?" for c in line)
+        printable(line)
         for line in (*_whole(told), *_workers(told["workers"]), *_rest(told, stacks))
     ]
 
