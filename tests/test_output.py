@@ -23,8 +23,6 @@ import pytest
 from prefork_server import daemon, output
 from prefork_server.logfiles import speaking
 from prefork_server.output import Output, cover, flush_streams, unhindered
-from prefork_server.scoreboard import SECOND
-from prefork_server.systemd import Notifier
 
 from .conftest import PATIENCE, ROOT, children, eventually, read_all
 
@@ -387,26 +385,6 @@ def test_a_launcher_that_was_stopped_is_not_waited_for() -> None:
         daemon._say(theirs, "died", "a report " * 1_000_000)
         daemon._say(theirs, "died", "a report " * 1_000_000)
         assert ours.recv(13) == b"died\0a report"
-
-
-def test_an_init_system_that_does_not_read_is_waited_for_once(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as init:
-        init.bind(str(tmp_path / "notify"))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-            other.setblocking(False)
-            with suppress(BlockingIOError):
-                while True:
-                    other.sendto(b"x", str(tmp_path / "notify"))
-        told = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
-        begun = time.monotonic()
-        for second in range(200):
-            told.pulse(second * 2 * SECOND, lambda at=second: f"busy {at}")  # type: ignore[misc]
-        assert time.monotonic() - begun < 10  # if each waited, it would be 20 s
-        while init.recv(100) == b"x":
-            if not select.select([init], [], [], 0)[0]:
-                break
-        told.pulse(SECOND * 1000, lambda: "there again")
-        assert init.recv(100) == b"STATUS=there again"
 
 
 # The whole life of a server whose output nobody reads

@@ -53,7 +53,6 @@ class Notifier:
         self.period_ns: int = half_ns if self._address and half_ns else NEVER
         self._beat_ns = self._told_ns = 0
         self._status = ""
-        self._is_read = True
 
     def hear(self, event: str, pid: int) -> None:
         """An event of the journal's; ``pid`` is the master's whom it is about."""
@@ -71,24 +70,21 @@ class Notifier:
             return
         if now_ns - self._beat_ns >= self.period_ns:
             self._beat_ns = now_ns
-            self._tell("WATCHDOG=1", patient=self._is_read)
+            self._tell("WATCHDOG=1")
         if now_ns - self._told_ns >= _STATUS_NS:
             self._told_ns = now_ns
             text = status()
             if text != self._status:
                 self._status = text
-                self._tell(f"STATUS={text}", patient=self._is_read)
+                self._tell(f"STATUS={text}")
 
-    def _tell(self, *lines: str, patient: bool = True) -> None:
-        self._is_read = False
+    def _tell(self, *lines: str) -> None:
         with (
-            suppress(OSError),  # it is not listening any more; or there are no descriptors left
+            suppress(OSError),  # nobody listens any more; or there are no descriptors left
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
         ):
-            # Its queue may be full. The pulse of a master waits for that once.
-            sock.settimeout(0.1 if patient else 0)
+            sock.settimeout(0.1)  # its queue may be full, and workers are not to wait for it
             sock.sendto("\n".join(lines).encode(), self._address)
-            self._is_read = True
 
 
 def handed_over(environ: MutableMapping[str, str] = os.environ) -> dict[int, str]:
