@@ -234,7 +234,7 @@ def test_a_directory_without_locks_is_a_bind_error(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("prefork_server.paths.fcntl.flock", refuse)
+    monkeypatch.setattr("prefork_server.lockfile.fcntl.flock", refuse)
     with pytest.raises(BindError, match=r"unix:.*/s: No locks available \(its directory must be"):
         listen(unix_address(tmp_path / "s"))
 

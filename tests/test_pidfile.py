@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork_server import lockfile
 from prefork_server.errors import BootError, ConfigError
 from prefork_server.pidfile import claimed
 
@@ -49,10 +50,8 @@ def test_a_second_is_refused_and_told_who_has_it(path: Path) -> None:
 
 
 def test_a_holder_that_has_not_written_yet_is_waited_for(path: Path) -> None:
-    import fcntl
-
+    lock = lockfile.locked(str(path))
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(fd, fcntl.LOCK_EX)
     os.write(fd, b"99999999\n")  # what the one before left
     timer = threading.Timer(
         0.1,
@@ -66,6 +65,7 @@ def test_a_holder_that_has_not_written_yet_is_waited_for(path: Path) -> None:
         claimed(path).__enter__()
     timer.join()
     os.close(fd)
+    os.close(lock)
 
 
 def test_a_holder_that_nobody_can_see_is_another_process(
@@ -114,6 +114,10 @@ def test_a_file_of_somebody_else_is_refused(path: Path) -> None:
     os.chown(path, 12345, 12345)
     with pytest.raises(ConfigError, match="it belongs to another user, uid 12345"):
         claimed(path).__enter__()
+    os.rename(path, path.with_suffix(".pid.lock"))
+    cure = r"cannot lock it: .*/our.pid.lock: it belongs to another user, uid 12345: remove it"
+    with pytest.raises(ConfigError, match=cure):
+        claimed(path).__enter__()
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_no_file(path: Path) -> None:
@@ -135,7 +139,7 @@ def test_a_file_system_without_locks_is_a_sentence(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("prefork_server.pidfile.fcntl.flock", refuse)
+    monkeypatch.setattr("prefork_server.lockfile.fcntl.flock", refuse)
     with pytest.raises(ConfigError, match=r"pid_path .*our.pid: cannot lock it: No locks avail"):
         claimed(path).__enter__()
 
@@ -152,6 +156,7 @@ def test_one_that_was_removed_with_its_directory_is_nobodys_loss(tmp_path: Path)
     directory.mkdir()
     with claimed(directory / "pid"):
         (directory / "pid").unlink()
+        (directory / "pid.lock").unlink()
         directory.rmdir()
 
 
@@ -179,9 +184,24 @@ def test_one_that_was_removed_or_replaced_can_be_made_again_and_then_is_ours(pat
     assert not path.exists()
 
 
-def test_one_that_somebody_else_has_by_now_stays_theirs(path: Path) -> None:
+@pytest.mark.parametrize("removed", [".pid", ".pid.lock"])
+def test_each_of_the_two_files_alone_keeps_a_second_from_starting(path: Path, removed: str) -> None:
     with claimed(path) as claim:
-        path.unlink()
+        path.with_suffix(removed).unlink()
+        with pytest.raises(BootError, match="already running"):
+            claimed(path).__enter__()
+        claim.renew()
+        assert path.read_text() == f"{os.getpid()}\n"
+        assert path.with_suffix(".pid.lock").stat().st_mode & 0o777 == 0o600
+        with pytest.raises(BootError, match=f"already running: pid {os.getpid()}"):
+            claimed(path).__enter__()
+    assert not path.exists() and not path.with_suffix(".pid.lock").exists()
+
+
+def test_files_that_another_process_has_by_now_stay_its_own(path: Path) -> None:
+    with claimed(path) as claim:
+        for each in (path, path.with_suffix(".pid.lock")):
+            each.unlink()
         with claimed(path), pytest.raises(BootError, match="already running"):
             claim.renew()
         assert not path.exists()

@@ -1,4 +1,4 @@
-"""What this process has from a predecessor: its sockets, and the lock of its pid file.
+"""What this process has from a predecessor: its sockets, and the locks of its pid file.
 
 The other half of the protocol, and the protocol, are in ``upgrade``. Until it was told that
 all of it is its own, a successor changes nothing that the old master needs: neither a path,
@@ -46,7 +46,7 @@ class Inheritance:
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         self._sockets: list[Legacy] = []
         self._left: list[Legacy] = []  # of the predecessor's paths, those that nobody took over
-        self._lock: tuple[str, int] | None = None
+        self._locks: dict[str, int] = {}  # descriptors, by the path of the file
         self._talk: int = -1  # the descriptor
         self._is_successor = self._said_ready = False
         self._pid = os.getpid()
@@ -69,10 +69,9 @@ class Inheritance:
         for key, fd, path, file in will["sockets"]:
             os.set_inheritable(fd, False)
             self._sockets.append(Legacy(key, fd, path, file and tuple(file)))
-        if will["lock"]:
-            path, fd = will["lock"]
+        for path, fd in will.get("locks", ()):
             os.set_inheritable(fd, False)
-            self._lock = path, fd
+            self._locks[path] = fd
 
     def take(self, key: str) -> Legacy | None:
         """The socket that the predecessor had under this key, once. Raises BootError."""
@@ -90,10 +89,7 @@ class Inheritance:
     def take_lock(self, path: str) -> int | None:
         """The descriptor that holds the lock of this file. Raises BootError."""
         self._check()
-        if self._lock and self._lock[0] == path:
-            fd, self._lock = self._lock[1], None
-            return fd
-        return None
+        return self._locks.pop(path, None)
 
     def _check(self) -> None:
         """The predecessor knows the process that it started, and no fork of it."""
@@ -157,13 +153,12 @@ class Inheritance:
         self._said_ready = True
         self._say(READY)
         self._left = self._sockets
-        if self._lock:
-            path, fd = self._lock
+        for path, fd in self._locks.items():
             there = os.fstat(fd)
             self._left.append(Legacy("", fd, path, (there.st_dev, there.st_ino)))
         for one in self._left:
             os.close(one.fd)
-        self._sockets, self._lock = [], None
+        self._sockets, self._locks = [], {}
         if self._talk < 0:  # he is gone already
             for one in self._left:
                 one.unlink()

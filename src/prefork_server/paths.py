@@ -5,13 +5,14 @@ to the very file that was made here.
 """
 
 import errno
-import fcntl
 import os
 import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+
+from . import lockfile
 
 _TRIES, _PAUSE = 20, 0.05  # for the lock: a second in all
 
@@ -32,21 +33,24 @@ def bind_unix(sock: socket.socket, path: str, backlog: int | None) -> None:
 
 @contextmanager
 def _way_made(path: str) -> Iterator[None]:
-    """Only one starter at a time looks, removes and binds in a directory."""
-    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    """Only one starter at a time looks, removes and binds at a path: it holds a lock file beside
+    it, which is gone again afterwards."""
+    fd = _locked(path)
     try:
-        for left in reversed(range(_TRIES)):  # a moment for who starts now; not for a stranger
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise OSError(errno.EAGAIN, "its directory is locked by another") from None
-                time.sleep(_PAUSE)
         _remove_stale(path)
         yield
     finally:
+        with suppress(OSError):
+            lockfile.remove(path, fd)
         os.close(fd)
+
+
+def _locked(path: str) -> int:
+    for _ in range(_TRIES):  # another starter needs a moment
+        with suppress(BlockingIOError):
+            return lockfile.locked(path)
+        time.sleep(_PAUSE)
+    raise OSError(errno.EAGAIN, f"{path}{lockfile.SUFFIX} is locked by another process")
 
 
 def _remove_stale(path: str) -> None:

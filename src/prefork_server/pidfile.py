@@ -1,27 +1,30 @@
-"""One file that says who is running, and refuses a second.
+"""The pid file: which process is the master, and a lock that refuses a second one.
 
-The lock on it decides, and goes with the process, however that ends. The number inside
-is information: stale, reused or garbage, it never keeps anybody from starting.
+Two files: ``pid_path``, which all may read, and a lock file beside it, of mode 0600. The lock
+file decides, and goes with the process, however that ends. The pid file has a write lock, too,
+by which a command sees that its server runs, and a second master that a lock file was removed
+while the first one runs. The number inside is information: stale, reused or garbage, it never
+keeps a master from starting.
 """
 
-import fcntl
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .errors import BootError, ConfigError
+from . import lockfile
+from .errors import BootError, ConfigError, PreforkError
 from .forks import drop, keep_from_forks
 from .inheritance import inheritance
 from .settings import FilePath, absolute
+from .trusted import check, is_at, opened
 
 
 class Claim:
-    """A file with our pid in it, locked. ``None``: nothing is held.
+    """A file with our pid in it, and its lock file, both locked. ``None``: nothing is held.
 
-    A successor has the lock from its predecessor, whose pid stays there until ``renew``. While
-    it is ``lent`` to a successor, the number is not ours to write.
+    A successor has both descriptors from its predecessor, whose pid stays there until ``renew``.
+    While they are ``lent`` to a successor, the number is not ours to write.
     """
 
     lent: bool = False
@@ -29,26 +32,38 @@ class Claim:
     def __init__(self, path: FilePath | None) -> None:
         self._path = "" if path is None else absolute("pid_path", path)
         self._left = False
-        inherited = inheritance().take_lock(self._path) if self._path else None
-        if inherited is not None:
-            self._fd = keep_from_forks(inherited)
-        else:
-            self._fd = _written(self._path) if self._path else -1
+        if not self._path:
+            return
+        lock = inheritance().take_lock(self._path + lockfile.SUFFIX)
+        self._lock = keep_from_forks(_locked(self._path) if lock is None else lock)
+        try:
+            inherited = inheritance().take_lock(self._path)
+            fd = _written(self._path) if inherited is None else inherited
+        except PreforkError:
+            self._let_go(self._lock)
+            raise
+        self._fd = keep_from_forks(fd)
 
     @property
-    def lock(self) -> tuple[str, int] | None:
-        """The path, and the descriptor that holds it."""
-        return (self._path, self._fd) if self._path else None
+    def locks(self) -> list[tuple[str, int]]:
+        """Each file, and the descriptor that holds it."""
+        if not self._path:
+            return []
+        return [(self._path, self._fd), (self._path + lockfile.SUFFIX, self._lock)]
 
     def renew(self) -> None:
-        """Put our pid in it; make it again, if it was removed or replaced. Raises as
+        """Put our pid in it; make both files again, if they were removed or replaced. Raises as
         ``claimed`` does."""
         if self.lent or not self._path:
             return
-        if _is_at(self._path, self._fd):
+        if not is_at(self._path + lockfile.SUFFIX, self._lock):
+            lock = keep_from_forks(_locked(self._path))
+            drop(self._lock)
+            self._lock = lock
+        if is_at(self._path, self._fd):
             _write(self._path, self._fd)
         else:
-            fd = _written(self._path)  # first: at no time is there none that we hold
+            fd = keep_from_forks(_written(self._path))
             drop(self._fd)
             self._fd = fd
 
@@ -57,19 +72,27 @@ class Claim:
         self._left = True
 
     def remove(self) -> None:
-        """Remove the file, if it is still ours, before the end: for who has signals in hand
-        that could end us first."""
+        """Remove both files, if they are still ours, before the end: for a process with signals
+        in hand that could end it first."""
         if self._left or not self._path or not inheritance().settled():
             return
         with suppress(OSError):  # the directory is gone, or may not be written any more
-            if _is_at(self._path, self._fd):
+            if is_at(self._path, self._fd):
                 os.unlink(self._path)
+            lockfile.remove(self._path, self._lock)
 
     def release(self) -> None:
-        # In this order: whoever has the lock after us may have written there.
+        # In this order: the next holder of the lock may have written there already.
         self.remove()
         if self._path:
             drop(self._fd)
+            drop(self._lock)
+
+    def _let_go(self, lock: int) -> None:
+        if inheritance().settled():
+            with suppress(OSError):
+                lockfile.remove(self._path, lock)
+        drop(lock)
 
 
 @contextmanager
@@ -86,16 +109,47 @@ def claimed(path: FilePath | None) -> Iterator[Claim]:
         claim.release()
 
 
-def _written(path: str) -> int:
-    fd = keep_from_forks(_locked(path))
+def _locked(path: str) -> int:
     try:
-        _write(path, fd)
-    except ConfigError:
-        with suppress(OSError):
-            os.unlink(path)
-        drop(fd)
-        raise
+        return lockfile.locked(path)
+    except BlockingIOError:
+        raise _running(path) from None
+    except OSError as error:
+        raise ConfigError(f"pid_path {path}: cannot lock it: {error.strerror}") from error
+
+
+def _written(path: str) -> int:
+    """Make it, locked before any other user may open it. The caller has the lock file."""
+    try:
+        fd = _made(path)
+        try:
+            lockfile.write_lock(fd)
+            _write(path, fd)
+            os.fchmod(fd, 0o644)
+        except (OSError, ConfigError):
+            with suppress(OSError):
+                os.unlink(path)
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise ConfigError(f"pid_path {path}: {error.strerror}") from error
     return fd
+
+
+def _made(path: str) -> int:
+    """A new file in the place of what a dead master left there. Raises OSError."""
+    while True:
+        with suppress(FileExistsError):
+            return opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        with suppress(FileNotFoundError):
+            fd = opened(path, os.O_RDWR)
+            try:
+                check(fd)
+                if lockfile.is_write_locked(fd):
+                    raise _running(path)  # its lock file was removed by an operator
+                os.unlink(path)
+            finally:
+                os.close(fd)
 
 
 def _write(path: str, fd: int) -> None:
@@ -107,56 +161,20 @@ def _write(path: str, fd: int) -> None:
         raise ConfigError(f"pid_path {path}: {error.strerror}") from error
 
 
-def _locked(path: str) -> int:
-    while True:
-        try:
-            # Without O_NONBLOCK a FIFO there would hang us.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open(path, flags, 0o644)
-        except OSError as error:
-            raise ConfigError(f"pid_path {path}: {error.strerror}") from error
-        try:
-            _check(path, os.fstat(fd))
-            _lock(path, fd)
-            if _is_at(path, fd):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # its last holder removed it between our open and our lock
+def _running(path: str) -> BootError:
+    return BootError(f"already running: {_holder(path)} holds {path}")
 
 
-def _lock(path: str, fd: int) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BootError(f"already running: {_holder(fd)} holds {path}") from None
-    except OSError as error:  # a file system without locks
-        raise ConfigError(f"pid_path {path}: cannot lock it: {error.strerror}") from error
-
-
-def _check(path: str, there: os.stat_result) -> None:
-    """Only a plain file, of ours or of root's, that has no other name: it will be written."""
-    if not stat.S_ISREG(there.st_mode):
-        raise ConfigError(f"pid_path {path}: something that is not a regular file is there")
-    if there.st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"pid_path {path}: it belongs to another user, uid {there.st_uid}")
-    if there.st_nlink > 1:
-        raise ConfigError(f"pid_path {path}: it is a hard link to another file")
-
-
-def _is_at(path: str, fd: int) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(fd))
-    except OSError:  # gone, or nothing that we may see
-        return False
-
-
-def _holder(fd: int) -> str:
-    """Who has the lock. It writes its pid a moment after it got it."""
+def _holder(path: str) -> str:
+    """The holder of the lock. It writes its pid a moment after it got it."""
     for _ in range(20):
-        text = os.pread(fd, 20, 0).partition(b"\n")[0].decode("ascii", "replace")
-        if text.isdigit() and os.path.exists(f"/proc/{text}"):
-            return f"pid {text}"
+        with suppress(OSError):
+            fd = opened(path, os.O_RDONLY)
+            try:
+                text = os.pread(fd, 20, 0).partition(b"\n")[0].decode("ascii", "replace")
+            finally:
+                os.close(fd)
+            if text.isdigit() and os.path.exists(f"/proc/{text}"):
+                return f"pid {text}"
         time.sleep(0.05)
     return "another process"

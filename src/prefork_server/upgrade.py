@@ -4,7 +4,7 @@ The protocol, spoken over a socket pair; the new master's half is in ``inheritan
 
     the old master                          the new one
     forks, executes the same command   -->  takes the sockets over, by the addresses in the
-                                            program, and the lock of the pid file
+                                            program, and the locks of the pid file
                                        <--  HEARS: signals are heard, and no worker forked yet
     goes on serving                    <--  READY: a worker has served somebody, or for a second
     2 s later, if it still lives: YOURS, -> may remove the paths and the pid file from now on
@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final, NoReturn
 
 from .errors import PreforkError
@@ -158,38 +158,31 @@ class Upgrade:
     def _start(self, now_ns: int) -> None:
         # A path that was removed is made again, by whoever comes anew.
         sockets = [each.legacy for each in self._listeners if not each.deserted]
-        lock = None
-        if self._claim.lock:
-            path, fd = self._claim.lock
-            lock = path, os.dup(fd)  # ours is closed in every fork
-        try:
+        with ExitStack() as closing:
+            locks = []
+            for path, fd in self._claim.locks:
+                locks.append((path, os.dup(fd)))  # ours is closed in every fork
+                closing.callback(os.close, locks[-1][1])
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError:
-            if lock:
-                os.close(lock[1])
-            raise
-        keep_from_forks(ours.fileno())
-        ours.setblocking(False)
-        will = {
-            "parent": os.getpid(),
-            "talk": theirs.fileno(),
-            "sockets": sockets,
-            "lock": lock,
-        }
-        fds = [theirs.fileno(), *(each.fd for each in sockets), *([lock[1]] if lock else [])]
-        try:
-            text = json.dumps(will)
-            with all_blocked() as mask:
-                pid = fork()
-                if pid == 0:
-                    _become_successor(text, fds, mask)
-        except OSError:
-            drop(ours.detach())
-            raise
-        finally:
-            theirs.close()
-            if lock:
-                os.close(lock[1])
+            closing.enter_context(theirs)
+            keep_from_forks(ours.fileno())
+            ours.setblocking(False)
+            will = {
+                "parent": os.getpid(),
+                "talk": theirs.fileno(),
+                "sockets": sockets,
+                "locks": locks,
+            }
+            fds = [theirs.fileno(), *(each.fd for each in sockets), *(fd for _, fd in locks)]
+            try:
+                text = json.dumps(will)
+                with all_blocked() as mask:
+                    pid = fork()
+                    if pid == 0:
+                        _become_successor(text, fds, mask)
+            except OSError:
+                drop(ours.detach())
+                raise
         self._talk, self._pid, self._claim.lent = ours, pid, True
         with suppress(OSError):  # an old kernel, or no descriptors left: a tick finds out, too
             self._pidfd = keep_from_forks(os.pidfd_open(pid))
