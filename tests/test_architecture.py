@@ -286,7 +286,6 @@ WIDE = {
     "listeners": {"listen"},
     "logfiles": {"emit", "_reopen_handler"},
     "output": {"_bottom"},
-    "pidfile": {"_locked"},
     "daemon": {"_be_daemon"},
     "launch": {"_last_words"},
     "testing": {"_afterwards", "_log_noted", "_serve"},

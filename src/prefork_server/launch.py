@@ -19,6 +19,7 @@ from .listeners import Listener
 from .logfiles import (
     fill_standard_descriptors,
     give_away,
+    guarded,
     outlives_the_terminal,
     redirected,
     speaking,
@@ -33,6 +34,11 @@ from .settings import Settings, file_name, settle
 
 def no_service() -> AbstractContextManager[Service]:
     return nullcontext(NO_SERVICE)
+
+
+def _owners(identity: Identity | None) -> tuple[int, ...]:
+    """Users, besides root and this process's, that a file of the log may belong to."""
+    return () if identity is None or identity.uid is None else (identity.uid,)
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,15 @@ class Launch:
         on_main_thread = threading.current_thread() is threading.main_thread()
         pid_path = settings.pid_path if on_main_thread and not settings.inline else None
         identity = identity_of(settings)
+        owners = _owners(identity)
         fill_standard_descriptors()
         with (
             self.remote.running(),
             unhindered(),
-            redirected(settings.stdout_path, settings.stderr_path),
-            speaking(self.logger, settings.log_path),
+            redirected(settings.stdout_path, settings.stderr_path, owners),
+            speaking(self.logger, settings.log_path, owners),
             self._last_words(),
+            guarded(owners),
             claimed(pid_path) as claim,
             self.listening() as listeners,
             (no_service if settings.inline else self._beside)() as service,
@@ -125,7 +133,7 @@ class Launch:
         for name in ("log_path", "stdout_path", "stderr_path"):
             path = getattr(settings, name)
             if path is not None:
-                give_away(path, name, identity.own)
+                give_away(path, name, identity.own, _owners(identity))
         if identity.umask is not None and not identity.umask & 0o002:
             journal = Journal(self.logger, os.getpid())
             message = "umask %#o lets everybody write to what the workers make"

@@ -16,6 +16,7 @@ from .forks import drop, keep_from_forks
 from .output import STANDARD, Output, flush_streams
 from .settings import FilePath, absolute
 from .text import one_record
+from .trusted import check, is_at, opened
 
 LOGGER = "prefork_server"
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
@@ -29,11 +30,14 @@ def logger_named(logger: logging.Logger | None) -> logging.Logger:
 
 
 @contextmanager
-def speaking(logger: logging.Logger, path: FilePath | None = None) -> Iterator[None]:
+def speaking(
+    logger: logging.Logger, path: FilePath | None = None, owners: Collection[int] = ()
+) -> Iterator[None]:
     """Have the log go to the file ``path``, or else to stderr, if nobody has configured logging.
 
     A server that is silent when it kills is of no use. A program that has a handler,
     here or at a parent, sees no change; and when the server is over nothing remains.
+    The file may belong to root, to this process's user, or to one of ``owners``.
     """
     with ExitStack() as stack:
         with _turn:
@@ -41,7 +45,9 @@ def speaking(logger: logging.Logger, path: FilePath | None = None) -> Iterator[N
                 # Two servers of one process do not say everything twice.
                 shared = (each for each in logger.handlers if isinstance(each, _Stderr))
                 handler = (
-                    LogFile(absolute("log_path", path)) if path else next(shared, None) or _Stderr()
+                    LogFile(absolute("log_path", path), owners)
+                    if path
+                    else next(shared, None) or _Stderr()
                 )
                 form = _Form(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME)
                 handler.setFormatter(form)
@@ -158,26 +164,32 @@ class _Stderr(_Unhindered):
 class LogFile(_Unhindered, logging.FileHandler):
     """The log file: appended to in whole lines, by the master and every worker."""
 
+    def __init__(self, path: FilePath, owners: Collection[int] = ()) -> None:
+        self._owners = owners
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
     def _open(self) -> Any:
-        fd = open_appending(self.baseFilename, "log_path")
+        fd = open_appending(self.baseFilename, "log_path", self._owners)
         return open(fd, "a", encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
-def redirected(stdout_path: FilePath | None, stderr_path: FilePath | None) -> Iterator[None]:
+def redirected(
+    stdout_path: FilePath | None, stderr_path: FilePath | None, owners: Collection[int] = ()
+) -> Iterator[None]:
     """Have what this process and its forks print go to these files; ``None``: where it went.
 
-    One file may serve for both, and for the log. Raises ConfigError.
+    One file may serve for both, and for the log. ``owners``: as of the log. Raises ConfigError.
     """
     with ExitStack() as stack:
         for name, fd, path in (("stdout", 1, stdout_path), ("stderr", 2, stderr_path)):
             if path is not None:
-                stack.enter_context(_redirected(name, fd, path))
+                stack.enter_context(_redirected(name, fd, path, owners))
         yield
 
 
 @contextmanager
-def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
+def _redirected(name: str, fd: int, path: FilePath, owners: Collection[int]) -> Iterator[None]:
     setting, path = f"{name}_path", absolute(f"{name}_path", path)
     outer = _redirections.get(fd)
     if outer and outer[2] is not threading.current_thread() and outer[2].is_alive():
@@ -185,7 +197,7 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
             f"{setting} {path}: a server in another thread has {outer[1]}, and there is one for "
             "the whole process"
         )
-    target = open_appending(path, setting)
+    target = open_appending(path, setting, owners)
     stream: TextIO | None = getattr(sys, name)
     if stream is None:  # it was closed when Python started
         setattr(sys, name, open(fd, "w", buffering=1, closefd=False))  # noqa: SIM115
@@ -219,6 +231,69 @@ def _redirected(name: str, fd: int, path: FilePath) -> Iterator[None]:
 _redirections: dict[int, tuple[str, str, threading.Thread]] = {}  # and whose it is
 
 
+@contextmanager
+def guarded(owners: Collection[int]) -> Iterator[None]:
+    """Within, the ``logging.FileHandler`` objects of the program open their files by the rules of
+    ``open_appending``: one that watches or rotates its file opens it with any line of the log.
+
+    ``owners`` are the users of the workers; where there are none, nothing changes. Raises
+    ConfigError if a file that is open already is not what its path names, or not one to write to.
+    """
+    with ExitStack() as stack:
+        for handler in _file_handlers() if owners else ():
+            if isinstance(handler, LogFile):
+                continue
+            opener = _Opener(handler, owners)
+            stack.callback(opener.close)
+            stack.callback(setattr, handler, "_builtin_open", handler._builtin_open)
+            handler._builtin_open = opener.open
+        yield
+
+
+class _Opener:
+    """What opens the file of a handler in the place of ``open``. Where the path is not one to
+    write to, the handler goes on with the file that it had."""
+
+    def __init__(self, handler: logging.FileHandler, owners: Collection[int]) -> None:
+        self._owners, self._kept = owners, -1
+        fd = _descriptor(handler.stream)
+        if fd >= 0 and _own_descriptor(handler.baseFilename) is None:
+            self._kept = open_appending(handler.baseFilename, "the log file", owners)
+            if not os.path.samestat(os.fstat(self._kept), os.fstat(fd)):
+                self.close()
+                raise ConfigError(
+                    f"the log file {handler.baseFilename}: the handler has another file open, by a "
+                    "symbolic link or since it was renamed"
+                )
+
+    def open(self, path: str, mode: str, **options: Any) -> Any:
+        return open(path, mode, **options, opener=self._fd)
+
+    def _fd(self, path: str, flags: int) -> int:
+        try:
+            fd = _checked(path, flags, self._owners)
+        except OSError:
+            if self._kept < 0:
+                raise
+            return os.dup(self._kept)
+        kept, self._kept = self._kept, os.dup(fd)
+        if kept >= 0:
+            os.close(kept)
+        return fd
+
+    def close(self) -> None:
+        if self._kept >= 0:
+            os.close(self._kept)
+
+
+def _file_handlers() -> Iterator[Any]:
+    """All that there are, as logging.shutdown() finds them: one may stand behind another."""
+    for reference in logging._handlerList.copy():  # type: ignore[attr-defined]
+        handler = reference()
+        if isinstance(handler, logging.FileHandler):
+            yield handler
+
+
 def reopen(give: Callable[[int], None] | None = None) -> list[str]:
     """Open anew, by their paths, where prints go and every file of ``logging``, in this process.
 
@@ -229,19 +304,14 @@ def reopen(give: Callable[[int], None] | None = None) -> list[str]:
     flush_streams()
     for fd, (setting, path, _) in _redirections.items():
         try:
-            new = open_appending(path, setting)
-            try:
-                _give_new(new, path, give)
-                os.dup2(new, fd)  # no moment without a file, and nobody needs to know
-            finally:
+            if not is_at(path, fd):
+                new = _successor_of(fd, path, give)
+                os.dup2(new, fd)  # no moment without a file, and no other code needs to know
                 os.close(new)
-        except (ConfigError, OSError) as error:
-            if not _is_at(path, fd):
-                failures.append(_sentence(path, error))
-    # All that there are, as logging.shutdown() finds them: one may stand behind another.
-    for reference in logging._handlerList.copy():  # type: ignore[attr-defined]
-        handler = reference()
-        if isinstance(handler, logging.FileHandler) and handler.stream:
+        except OSError as error:
+            failures.append(f"{setting} {_sentence(path, error)}")
+    for handler in _file_handlers():
+        if handler.stream:
             failures += _reopen_handler(handler, give)
     return failures
 
@@ -250,42 +320,58 @@ def _reopen_handler(
     handler: logging.FileHandler, give: Callable[[int], None] | None
 ) -> Iterator[str]:
     """Yields why it could not, if that is so."""
-    path = handler.baseFilename
+    path, old = handler.baseFilename, _descriptor(handler.stream)
+    if old >= 0 and is_at(path, old):
+        return
     spare = None  # the new stream until it is in use, the old one from then on
     try:
-        spare = _reopened(handler)
-        _give_new(_descriptor(spare), path, give)
+        new = _successor_of(old, path, give)
+        try:
+            spare = _stream_of_its_kind(handler, new)
+        finally:
+            os.close(new)
         spare = handler.setStream(spare)
     except Exception as error:  # user code: a class may open in a way of its own
-        if not _is_at(path, _descriptor(handler.stream)):
-            yield _sentence(path, error)
+        setting = "log_path " if isinstance(handler, LogFile) else ""
+        yield f"{setting}{_sentence(path, error)}"
     if spare:
         with suppress(OSError, ValueError):  # a full disk
             spare.close()
 
 
-def _give_new(fd: int, path: str, give: Callable[[int], None] | None) -> None:
-    """Give it away if it was made just now: empty, ours, and ``path`` its one name.
-
-    Who can write to the directory, a worker perhaps, could have put a link there, or a file
-    with something in it that is not for him. Raises OSError.
-    """
-    if not give or fd < 0:
-        return
-    with suppress(FileNotFoundError):  # it is elsewhere, or renamed already
-        there = os.lstat(path)  # all in one look
-        ours = os.path.samestat(there, os.fstat(fd)) and there.st_uid == os.geteuid()
-        new = there.st_nlink == 1 and there.st_size == 0
-        if ours and new and stat.S_ISREG(there.st_mode):
-            give(fd)
-
-
-def _is_at(path: str, fd: int) -> bool:
-    """Whether it is the file that has this name: nobody has renamed it, and nothing is lost."""
+def _successor_of(old: int, path: str, give: Callable[[int], None] | None) -> int:
+    """The file that has the path of the open file ``old`` by now, made if there is none: a regular
+    file of the same owner, of root or of this process's user. Raises OSError."""
+    if (ours := _own_descriptor(path)) is not None:
+        return os.dup(ours)
+    owners = [os.fstat(old).st_uid] if old >= 0 else []
+    fd = _checked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, owners, device=False)
     try:
-        return os.path.samestat(os.lstat(path), os.fstat(fd))
+        # One that has something in it may be not for the workers' user.
+        there = os.fstat(fd)
+        if give and there.st_uid == os.geteuid() and there.st_size == 0:
+            give(fd)
     except OSError:
-        return False
+        os.close(fd)
+        raise
+    return fd
+
+
+def _stream_of_its_kind(handler: logging.FileHandler, fd: int) -> Any:
+    """A stream to the open file, as the handler would have opened it."""
+    codec: dict[str, Any] = {"encoding": handler.encoding, "errors": handler.errors}
+    usual = type(handler)._open in (logging.FileHandler._open, LogFile._open)
+    if usual or set(handler.mode) & set("wx"):  # truncated, or made, only when it was new
+        return open(handler.baseFilename, "a", **codec, opener=lambda *_: os.dup(fd))
+    # A class that opens in a way of its own does so by a path that leads to this very file.
+    path = handler.baseFilename
+    handler.acquire()
+    try:
+        handler.baseFilename = f"/proc/self/fd/{fd}"
+        return handler._open()
+    finally:
+        handler.baseFilename = path
+        handler.release()
 
 
 def _descriptor(stream: Any) -> int:
@@ -296,56 +382,62 @@ def _descriptor(stream: Any) -> int:
 
 
 def _sentence(path: str, error: Exception) -> str:
-    if isinstance(error, ConfigError):
-        return str(error)
     return f"{path}: {error.strerror if isinstance(error, OSError) else repr(error)}"
 
 
-def _reopened(handler: logging.FileHandler) -> Any:
-    if set(handler.mode) & set("wx"):  # it was truncated, or made, when it was new
-        return open(handler.baseFilename, "a", encoding=handler.encoding, errors=handler.errors)
-    return handler._open()
+def _own_descriptor(path: str) -> int | None:
+    """The descriptor of this process that the path means, ``/dev/stdout`` and the like."""
+    ours = _DESCRIPTOR.fullmatch(_STANDARD.get(path, path))
+    return int(ours[1]) if ours else None
 
 
-def open_appending(path: FilePath, setting: str) -> int:
+def open_appending(path: FilePath, setting: str, owners: Collection[int] = ()) -> int:
     """A descriptor for whole lines at the end of ``path``. Raises ConfigError.
 
-    No link is followed: who can write to the directory could have us write elsewhere. But
+    The file is regular or a device, has one name, and belongs to root, to this process's user or
+    to one of ``owners``: who can write to the directory could have us write elsewhere. But
     ``/dev/stdout`` and the like are descriptors of ours, and duplicated: a socket cannot be
     opened anew, and a file would be written at two places.
     """
     path = absolute(setting, path)
-    ours = _DESCRIPTOR.fullmatch(_STANDARD.get(path, path))
-    # O_NONBLOCK is for a FIFO, where open() would wait for a reader.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    ours = _own_descriptor(path)
     try:
-        if ours:
-            return os.dup(int(ours[1]))
-        fd = os.open(path, flags, 0o640)
+        if ours is not None:
+            return os.dup(ours)
+        return _checked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, owners)
+    except OverflowError:  # no number of a descriptor
+        raise ConfigError(f"{setting} {path}: Bad file descriptor") from None
     except OSError as error:
         raise ConfigError(f"{setting} {path}: {error.strerror}") from error
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
+
+
+def _checked(path: str, flags: int, owners: Collection[int], device: bool = True) -> int:
+    """Raises OSError. The file is emptied, if ``flags`` say so, after it was looked at."""
+    fd = opened(path, flags & ~os.O_TRUNC, 0o640)
+    try:
+        check(fd, owners, device)
+        if flags & os.O_TRUNC:
+            os.ftruncate(fd, 0)
+        os.set_blocking(fd, True)
+    except OSError:
         os.close(fd)
-        raise ConfigError(f"{setting} {path}: it is neither a file nor a device")
-    os.set_blocking(fd, True)
+        raise
     return fd
 
 
-def give_away(path: FilePath, setting: str, give: Callable[[int], None]) -> None:
+def give_away(
+    path: FilePath, setting: str, give: Callable[[int], None], owners: Collection[int] = ()
+) -> None:
     """Have ``give`` called with a descriptor of the file, if it is one that workers will open.
 
     Raises ConfigError.
     """
     path = absolute(setting, path)
-    if _DESCRIPTOR.fullmatch(_STANDARD.get(path, path)):
-        return  # it is open already, and somebody else's
-    fd = open_appending(path, setting)
+    if _own_descriptor(path) is not None:
+        return  # it is open already, and belongs to the process that opened it
+    fd = open_appending(path, setting, owners)
     try:
-        there = os.fstat(fd)
-        if stat.S_ISREG(there.st_mode):
-            if there.st_nlink > 1:
-                raise ConfigError(f"{setting} {path}: it is a hard link to another file")
+        if stat.S_ISREG(os.fstat(fd).st_mode):
             give(fd)
     except OSError as error:
         raise ConfigError(f"{setting} {path}: {error.strerror}") from error
