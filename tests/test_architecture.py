@@ -199,11 +199,12 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
         *("remote", "settings", "signals", "systemd", "options", "recipe", "target"),
     },
     "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options", "text"},
-    "cli.holder": {"errors", "scoreboard", "stats", "options", "text"},
+    "cli.holder": {"errors", "scoreboard", "stats", "options", "text", "lockfile"},
     "cli.control": {"errors", "scoreboard", "options", "holder", "text"},
     "cli.look": {
         *("listeners", "reports", "signals", "stats", "status.table", "text"),
         *("options", "holder"),
+        "settings",
     },
     "cli.__init__": {
         "errors",

@@ -1,6 +1,5 @@
 """The verbs that speak to a running server: what they wait for, and what they say if it fails."""
 
-import fcntl
 import os
 import pty
 import pwd
@@ -16,10 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork_server.cli.holder import NotDone, links
-from prefork_server.cli.look import look
-from prefork_server.cli.options import parse
-from prefork_server.reports import STACKS
+from prefork_server.lockfile import write_lock
 from prefork_server.scoreboard import LAYOUT, PID, Scoreboard
 
 from .conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all, unmeasured
@@ -420,17 +416,6 @@ def test_a_hang_after_stacks_is_told_with_its_place_alone(
     assert server.count("^  Current thread") == 1
 
 
-def test_who_keeps_others_from_looking_is_not_waited_for_for_ever(
-    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = serve()
-    monkeypatch.setattr("prefork_server.cli.look._TURN", 0.1)
-    (link,) = links(server.workers()[0], STACKS)
-    with open(link, "rb") as paper, pytest.raises(NotDone, match="somebody else has looked"):
-        fcntl.flock(paper, fcntl.LOCK_EX)
-        look(parse(["stacks", str(tmp_path / "x.pid")]))
-
-
 # Who is meant
 
 
@@ -449,8 +434,8 @@ def test_nobody_is_asked_where_no_server_runs(verb: list[str], tmp_path: Path) -
     said = asked(tmp_path, *verb, "x.pid")
     assert said.returncode == 2
     assert "nobody holds x.pid" in said.stderr
-    with path.open() as lock:  # a stranger, whom most of these signals would end
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with path.open("r+") as lock:  # of a process that most of these signals would end
+        write_lock(lock.fileno())
         said = asked(tmp_path, *verb, "x.pid")
     assert (said.returncode, said.stderr) == (
         2,
@@ -465,7 +450,7 @@ def test_who_only_stands_in_a_file_that_somebody_locks_is_not_signalled(
     stranger = subprocess.Popen(["sleep", "1000"])
     try:
         with (tmp_path / "x.pid").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # for which it is enough to be able to read it
+            write_lock(lock.fileno())
             print(stranger.pid, file=lock, flush=True)
             said = asked(tmp_path, *verb, "x.pid")
         assert (said.returncode, said.stderr) == (
@@ -482,7 +467,7 @@ def test_who_only_stands_in_a_file_that_somebody_locks_is_not_signalled(
 @pytest.mark.parametrize("number", ["0", "1", "-5", "2147483648", "9" * 30, "four"])
 def test_a_number_that_is_no_pid_is_misuse(number: str, tmp_path: Path) -> None:
     with (tmp_path / "x.pid").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_lock(lock.fileno())
         print(number, file=lock, flush=True)
         said = asked(tmp_path, "stop", "x.pid")
     assert said.returncode == 2
@@ -560,7 +545,7 @@ def test_a_server_of_another_version_is_told_apart(tmp_path: Path) -> None:
     try:
         board.set(0, LAYOUT, 7)
         with (tmp_path / "x.pid").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            write_lock(lock.fileno())
             print(os.getpid(), file=lock, flush=True)
             said = asked(tmp_path, "status", "x.pid")
     finally:

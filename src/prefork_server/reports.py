@@ -7,11 +7,12 @@ or is about to be killed. It is text from another process: cleaned, and cut.
 A file is made when the first of its slots is forked into, and its size is sealed: what a
 worker writes to it is memory that stays when the worker is gone, at most 16 MiB.
 
-What workers show to the command goes to a file of its own, each line behind the last, and is
-no matter of the master's: so whoever looks, and however often, leaves no word in a report.
+What workers show to the command goes to a memory of its own, each dump behind the last one, and
+is no matter of the master's: a look leaves no word in a report. All workers have one open
+description of it, so its position, which the kernel tells in ``/proc/PID/fdinfo``, says where a
+dump began and where it ended, and the command needs no right to write. The size is fixed.
 """
 
-import fcntl
 import mmap
 import os
 import sys
@@ -31,9 +32,7 @@ _LONGEST: Final = 64 * 1024  # bytes that are worth a log record
 class Reports:
     def __init__(self) -> None:
         self._files: dict[int, tuple[int, mmap.mmap]] = {}  # with a descriptor, by number
-        self.stacks: int = os.memfd_create(STACKS)
-        # Whoever has emptied it finds the next word at its beginning.
-        fcntl.fcntl(self.stacks, fcntl.F_SETFL, os.O_APPEND)
+        self.stacks: int = sealed_memory(STACKS, _STRETCH)
 
     def make_room(self, slot: int) -> None:
         """Before the fork of a worker into this slot. Raises OSError: no descriptor is left."""
@@ -52,6 +51,10 @@ class Reports:
         os.lseek(fd, start, os.SEEK_SET)
         self._close()
         return fd
+
+    def rewind(self, *_: object) -> None:
+        """In a worker, as a handler of AGAIN: the next dump goes to the beginning of the memory."""
+        os.lseek(self.stacks, 0, os.SEEK_SET)
 
     def read(self, slot: int) -> str:
         file, _, start = self._place(slot)

@@ -73,6 +73,8 @@ from .text import printable
 _WORDS: Final = 24  # 192 bytes: neighbours never share a cache line
 _TEXT: Final = 64
 _ROW: Final = _WORDS * 8 + 2 * _TEXT + 1
+_MOST_ROWS: Final = 1 << 14  # of a memory that is read from outside
+_TRIES: Final = 3
 _NOTICE: Final = 4096  # bytes; a page, which takes no memory until it is written to
 
 DEADLINE: Final = 0
@@ -178,18 +180,37 @@ class Scoreboard:
 
     @classmethod
     def read_only(cls, fd: int) -> "Scoreboard":
-        """Another process's, to look at. Raises ValueError if it is none of this layout."""
+        """A copy of another process's, to look at. Raises ValueError if it is none of this layout.
+
+        Its owner may be hostile: what is copied by ``read`` cannot end the reader by SIGBUS.
+        """
+        board = cls._copied(fd)
+        for _ in range(_TRIES):  # what is written during a copy may be half of it
+            again = cls._copied(fd)
+            if board._numbers() == again._numbers() and not board.get(0, MOVING) & 1:
+                break
+            board = again
+        if board.get(0, LAYOUT) != THIS_LAYOUT:
+            layout = board.get(0, LAYOUT)
+            raise ValueError(f"a scoreboard of layout {layout:#x}, and not {THIS_LAYOUT:#x}")
+        return board
+
+    @classmethod
+    def _copied(cls, fd: int) -> "Scoreboard":
         board = cls.__new__(cls)
         size = os.fstat(fd).st_size
         rows = size - _NOTICES
-        if rows < (2 + SERVICES) * _ROW or rows % _ROW:
+        if not (2 + SERVICES) * _ROW <= rows <= _MOST_ROWS * _ROW or rows % _ROW:
             raise ValueError(f"a scoreboard of {size} bytes")
-        board._lay_out(mmap.mmap(fd, size, prot=mmap.PROT_READ))
-        if board.get(0, LAYOUT) != THIS_LAYOUT:
-            layout = board.get(0, LAYOUT)
-            board.close()
-            raise ValueError(f"a scoreboard of layout {layout:#x}, and not {THIS_LAYOUT:#x}")
+        memory = mmap.mmap(-1, size)
+        os.preadv(fd, [memory], 0)
+        board._lay_out(memory)
         return board
+
+    def _numbers(self) -> list[int]:
+        """What changes with each change that takes several steps, in the order of the memory."""
+        notices = self._notices.cast("q")[: (GENERAL + 1) * _NOTICE // 8 : _NOTICE // 8]
+        return [self.get(0, MOVING), *notices]
 
     def _lay_out(self, memory: mmap.mmap) -> None:
         rows = (len(memory) - _NOTICES) // _ROW

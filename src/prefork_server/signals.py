@@ -28,6 +28,7 @@ HEARD = (  # by the master
 )
 WHERE = signal.SIGRTMIN + 1  # to a worker: write down where you are
 SHOW = signal.SIGRTMIN + 3  # to a worker, from the command: show where you are
+AGAIN = signal.SIGRTMIN + 4  # to a worker, from the command: what was shown may be overwritten
 ORPHANED = signal.SIGRTMIN + 2  # to a worker, from the kernel: the master is gone
 
 # A crash while these are blocked leaves no word.

@@ -15,7 +15,7 @@ from .here import stand_here
 from .job import Job, nothing
 from .output import cover, flush_streams
 from .reports import leave_report
-from .signals import ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
+from .signals import AGAIN, ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
 
 # Of the signals that mean something to the master, or that a terminal sends to all
 # its processes: in a worker they do nothing. Not SIG_IGN, which programs started
@@ -59,8 +59,9 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     signal.signal(signal.SIGTERM, master._go if graceful else signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, master._go)
     signal.signal(ORPHANED, master._orphaned)
+    signal.signal(AGAIN, shared.reports.rewind)
     signal.set_wakeup_fd(bell.rope, warn_on_full_buffer=False)
-    heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, SHOW, *_NOT_FOR_WORKERS}
+    heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, SHOW, AGAIN, *_NOT_FOR_WORKERS}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - heard)
     # The pipe of life: only the master holds its writing end.
     if when_it_ends(shared.life, ORPHANED):

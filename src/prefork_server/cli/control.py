@@ -34,6 +34,7 @@ from .holder import Holder, NotDone, hears, held, holder, names, others, parent_
 from .options import PROG, Misuse, Options
 
 _REAPED = 5.0  # seconds until a master that serves on has written its pid
+_HOLDERS = 5  # that are stopped one after another: a successor, and its predecessors
 _ANSWER = 0.5  # seconds after which a signal is sent again: one that was pending is one
 
 
@@ -108,7 +109,7 @@ def _reopen(server: Holder, options: Options) -> _Begun:
 
     def done() -> bool:
         _must_stay(server, or_stop=True)
-        ended = server.board.get(0, ROTATED)
+        ended = server.signed(ROTATED)
         if -ended > before:
             raise NotDone(f"old files are still in use: the log of pid {server.pid} says by whom")
         return ended > before
@@ -161,7 +162,7 @@ def _stop(options: Options) -> int:
     path, within = options.values["pid_file"], options.values["within"]
     end = float("inf") if within is None else time.monotonic() + within
     signum = signal.SIGINT if options.values["now"] else signal.SIGQUIT
-    while True:
+    for _ in range(_HOLDERS):
         pid, parent, gone = _stop_holder(path, signum, end)
         if not gone:
             sys.stderr.write(f"{PROG}: pid {pid} is still there after {within:g}s\n")
@@ -170,6 +171,7 @@ def _stop(options: Options) -> int:
         wait(f"waiting for who started pid {pid}", _REAPED, written)
         if not (names(path, pid) or names(path, parent)):
             return 0
+    raise NotDone(f"{path} has had {_HOLDERS} holders, and is held by another")
 
 
 def _is_renewed(path: str, pid: int) -> bool:

@@ -1,8 +1,12 @@
-"""The master that holds a pid file, and its scoreboard: looked at through ``/proc``.
+"""The master that holds a pid file, and its memories: looked at through ``/proc``.
 
-What is read there is somebody else's, to be checked, and is never written to.
+The command may run as root, and the pid file, the process and all that it shows may belong to
+another user. So nothing here is written to, waited for, mapped, or taken for what its name says:
+a process is the master if it holds the write lock of the file, and a descriptor of it is a memory
+if it lies on the kernel's own file system of memories and its size is sealed.
 """
 
+import errno
 import fcntl
 import os
 import select
@@ -11,14 +15,22 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from ..errors import PreforkError
+from ..lockfile import is_write_locked
 from ..scoreboard import NAME, PID, Scoreboard
 from ..stats import Stats, read
 from ..text import printable
 from .options import Misuse
+
+_MOST = 1 << 16  # descriptors of a process that are looked at; a master has one for each worker
+_SEVERAL = 100  # memories of one name
+_PATIENCE = 10.0  # seconds for all descriptors of a process
+_LONGEST = 1 << 20  # bytes of a file of /proc
+_FIXED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class NotDone(PreforkError):
@@ -27,19 +39,26 @@ class NotDone(PreforkError):
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds the file, and a descriptor of it."""
+    """The process that holds the file, a descriptor of it, and one of its scoreboard."""
 
     path: str
     pid: int
     pidfd: int
-    board: Scoreboard
+    board: int
 
     def word(self, field: int) -> int:
         """One of what the master says of the whole."""
-        return max(0, self.board.get(0, field))
+        return max(0, self.signed(field))
+
+    def signed(self, field: int) -> int:
+        raw = os.pread(self.board, 8, 8 * Scoreboard.at(0, field))
+        return int.from_bytes(raw, sys.byteorder, signed=True)
 
     def stats(self) -> Stats:
-        return read(self.board, time.monotonic_ns())
+        try:
+            return read(Scoreboard.read_only(self.board), time.monotonic_ns())
+        except ValueError as error:  # it was one of this layout a moment ago
+            raise NotDone(f"pid {self.pid} has {error}") from error
 
     def is_gone(self) -> bool:
         watch = select.poll()
@@ -60,60 +79,109 @@ class Holder:
 
 @contextmanager
 def held(path: str) -> Iterator[Holder]:
-    """Who holds the file, with its scoreboard. Raises Misuse if that is no server of ours, or
+    """The holder of the file, with its scoreboard. Raises Misuse if that is no server of ours, or
     another user's."""
-    pidfd, pid = holder(path)
-    try:
+    with ExitStack() as closing:
+        pidfd, pid = holder(path)
+        closing.callback(os.close, pidfd)
         try:
             board = _board_of(pid)
+            closing.callback(os.close, board)
         except PermissionError as error:
             raise Misuse(others(pid, path)) from error
         except OSError as error:
             raise Misuse(f"pid {pid}, which holds {path}: {error.strerror}") from error
-        try:
-            yield Holder(path, pid, pidfd, board)
-        finally:
-            board.close()
-    finally:
-        os.close(pidfd)
+        yield Holder(path, pid, pidfd, board)
 
 
 def others(pid: int, path: str) -> str:
     return f"pid {pid}, which holds {path}, is another user's"
 
 
-def _board_of(pid: int) -> Scoreboard:
+def _board_of(pid: int) -> int:
     """A process may have several: of servers in threads, and of one that it is a worker of."""
-    found = []
-    for link in links(pid, NAME):
-        fd = os.open(link, os.O_RDONLY)
-        try:
-            board = Scoreboard.read_only(fd)
-        except ValueError as error:
-            raise Misuse(f"pid {pid} is of another version: it has {error}") from error
-        finally:
-            os.close(fd)
-        if board.get(0, PID) == pid:
-            found.append(board)
-        else:
-            board.close()
-    if len(found) == 1:
-        return found[0]
-    for board in found:
-        board.close()
-    kind = f"has {len(found)} servers" if found else "is no server, or none yet"
+    with memories(pid, NAME) as found:
+        boards = []
+        for fd, _ in found:
+            try:
+                board = Scoreboard.read_only(fd)
+            except ValueError as error:
+                raise Misuse(f"pid {pid} is of another version: it has {error}") from error
+            if board.get(0, PID) == pid:
+                boards.append(fd)
+        if len(boards) == 1:
+            return os.dup(boards[0])
+    kind = f"has {len(boards)} servers" if boards else "is no server, or none yet"
     raise Misuse(f"pid {pid} {kind}")
 
 
-def links(pid: int, name: str) -> list[str]:
-    """Its descriptors of a memory with this name. Raises OSError."""
-    found = []
-    for entry in os.listdir(f"/proc/{pid}/fd"):
-        link = f"/proc/{pid}/fd/{entry}"
-        with suppress(FileNotFoundError):  # it was closed just now
-            if os.readlink(link) == f"/memfd:{name} (deleted)":
-                found.append(link)
-    return found
+@contextmanager
+def memories(pid: int, name: str) -> Iterator[list[tuple[int, int]]]:
+    """Its memories of this name: a descriptor of ours, for reading only, and its own number.
+    Raises OSError."""
+    with ExitStack() as closing:
+        own = os.memfd_create("prefork-server")
+        closing.callback(os.close, own)
+        kernels = infos(f"/proc/self/fdinfo/{own}", b"mnt_id")
+        found: list[tuple[int, int]] = []
+        for number, target in _descriptors(pid):
+            if target == f"/memfd:{name} (deleted)" and len(found) < _SEVERAL:
+                fd = _memory(f"/proc/{pid}/fd/{number}", kernels)
+                if fd >= 0:
+                    closing.callback(os.close, fd)
+                    found.append((fd, number))
+        yield found
+
+
+def _memory(link: str, kernels: list[bytes]) -> int:
+    """A descriptor of what the link leads to, if that is a memory of a fixed size; -1: it is not.
+
+    The text of a link can be that of any file, in a mount namespace of the process's own. So it
+    is held by a descriptor that opens nothing, and opened if it lies where ``memfd_create`` alone
+    makes files. (``pidfd_getfd`` would give the right to write, and needs that to trace.)
+    """
+    try:
+        pin = os.open(link, os.O_PATH)
+    except FileNotFoundError:
+        return -1  # it was closed just now
+    try:
+        if infos(f"/proc/self/fdinfo/{pin}", b"mnt_id") != kernels:
+            return -1
+        fd = os.open(f"/proc/self/fd/{pin}", os.O_RDONLY | os.O_NONBLOCK)
+    finally:
+        os.close(pin)
+    try:
+        fixed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _FIXED == _FIXED
+    except OSError:
+        fixed = False
+    if fixed:
+        return fd
+    os.close(fd)
+    return -1
+
+
+def _descriptors(pid: int) -> Iterator[tuple[int, str]]:
+    """The number of each, and where its link in ``/proc`` leads. It has an end, whatever the
+    process does. Raises OSError."""
+    end = time.monotonic() + _PATIENCE
+    with os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in islice(entries, _MOST):
+            if time.monotonic() > end:
+                raise Misuse(f"pid {pid} has more descriptors than can be looked at")
+            with suppress(FileNotFoundError):  # it was closed just now
+                yield int(entry.name), os.readlink(entry.path)
+
+
+def infos(path: str, field: bytes) -> list[bytes]:
+    """The lines of this name in a ``status`` or ``fdinfo`` of ``/proc``, written by the kernel:
+    none, if the process is gone."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(_LONGEST).splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    found = (line.partition(b":") for line in lines)
+    return [value.strip() for name, _, value in found if name == field]
 
 
 def parent_of(pid: int) -> int:
@@ -132,13 +200,13 @@ def hears(pid: int, signum: int) -> bool:
 
 def signals_of(path: str, field: str) -> set[int]:
     """The signals of one mask in a ``status`` of ``/proc``: none, if the process is gone."""
-    try:
-        with open(path) as status:
-            text = next((line for line in status if line.startswith(f"{field}:")), "x:0")
-    except (FileNotFoundError, ProcessLookupError):
-        return set()
-    mask = int(text.partition(":")[2], 16)
+    mask = int((infos(path, field.encode()) or [b"0"])[0], 16)
     return {number + 1 for number in range(64) if mask >> number & 1}
+
+
+def user_of(pid: int) -> int:
+    """The effective uid; -1 if it is gone."""
+    return int((infos(f"/proc/{pid}/status", b"Uid") or [b"-1 -1"])[0].split()[1])
 
 
 def wait(what: str, within: float | None, done: Callable[[], bool]) -> bool:
@@ -166,24 +234,22 @@ def wait(what: str, within: float | None, done: Callable[[], bool]) -> bool:
 def holder(path: str) -> tuple[int, int]:
     """A descriptor of the process that holds the file, and its pid.
 
-    The lock says that somebody runs, and the number who; and that one must have the file open,
-    since whoever can read it can lock it, too. The number is looked at again when we have hold
-    of the process: meanwhile it could have become a stranger's.
+    The number says which process, and a write lock that it has on the file that it is so: only
+    its owner can write there. The number is looked at again when we have hold of the process:
+    meanwhile it could have become a stranger's.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = _opened(path)
     except OSError as error:
         raise Misuse(f"{path}: {error.strerror}") from error
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Misuse(f"{path} is no pid file")
         pid = _number(path, fd)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             raise Misuse(f"{path} names pid {pid}: {error.strerror}") from error
         try:
-            if not _has_open(pid, fd):
+            if not _holds(pid, fd):
                 raise Misuse(f"{path} is held, but not by pid {pid}, whose number is in it")
             if _number(path, fd) != pid:
                 raise Misuse(f"{path} has changed hands just now")
@@ -198,12 +264,27 @@ def holder(path: str) -> tuple[int, int]:
         os.close(fd)
 
 
+def _opened(path: str) -> int:
+    """To open a device can do something. So it is looked at before. Raises OSError."""
+    pin = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        there = os.fstat(pin)
+        if stat.S_ISLNK(there.st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        # Another name of it may be that of another server, in a directory of another user.
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
+            raise Misuse(f"{path} is no pid file")
+        return os.open(f"/proc/self/fd/{pin}", os.O_RDONLY | os.O_NONBLOCK)
+    finally:
+        os.close(pin)
+
+
 def names(path: str, pid: int) -> bool:
     """Whether the file is held, and this is the number in it, dead or alive: of a dead one, its
     predecessor has the lock, too."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
+        fd = _opened(path)
+    except (OSError, Misuse):
         return False
     try:
         return _number(path, fd) == pid
@@ -213,26 +294,25 @@ def names(path: str, pid: int) -> bool:
         os.close(fd)
 
 
-def _has_open(pid: int, fd: int) -> bool:
-    """Whether the process has the file open that is ours as ``fd``. Raises PermissionError."""
-    try:
-        entries = os.listdir(f"/proc/{pid}/fd")
-    except FileNotFoundError:
-        return False  # it is gone
-    for entry in entries:
-        with suppress(FileNotFoundError):  # it was closed just now, or is no file
-            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{entry}"), os.fstat(fd)):
+def _holds(pid: int, fd: int) -> bool:
+    """Whether the process holds the write lock of the file that is ours as ``fd``, and is one of
+    the user whose file it is. Raises PermissionError."""
+    ours = os.fstat(fd)
+    if ours.st_uid not in (0, user_of(pid)):
+        return False
+    with suppress(FileNotFoundError):  # the process is gone, or has closed it just now
+        for number, target in _descriptors(pid):
+            # Of what is no file this can be long, and it has no such locks.
+            lines = infos(f"/proc/{pid}/fdinfo/{number}", b"lock") if target[0] == "/" else []
+            if any({b"OFDLCK", b"WRITE"} <= {*line.split()} for line in lines) and (
+                os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), ours)
+            ):
                 return True
     return False
 
 
 def _number(path: str, fd: int) -> int:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    else:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # ours alone: nobody else has this descriptor
+    if not is_write_locked(fd):
         raise Misuse(f"nobody holds {path}: the server does not run")
     text = os.pread(fd, 20, 0).partition(b"\n")[0]
     if not text.isdigit() or not 1 < int(text) < 1 << 31:

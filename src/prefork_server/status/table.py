@@ -12,6 +12,7 @@ _HEADS = (
     *("busy for", "peer", "note"),
 )
 _LEFT = ("state", "peer", "note")
+_WIDEST = 80  # characters of a cell: those of all workers are as wide as the widest
 
 
 def table(told: Mapping[str, Any], stacks: bool) -> list[str]:
@@ -39,7 +40,7 @@ def _whole(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _workers(workers: Any) -> Iterator[str]:
-    cells = [_HEADS, *map(_cells, workers)]
+    cells = [_HEADS, *([cell[:_WIDEST] for cell in _cells(worker)] for worker in workers)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         padded = [
