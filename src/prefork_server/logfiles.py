@@ -1,5 +1,6 @@
 """The log, and where prints go: it is not silent, and it is the program's own where it has one."""
 
+import errno
 import logging
 import os
 import re
@@ -241,30 +242,34 @@ def guarded(owners: Collection[int]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for handler in _file_handlers() if owners else ():
-            if isinstance(handler, LogFile):
-                continue
-            opener = _Opener(handler, owners)
+            try:
+                opener = _Opener(handler, owners)
+            except OSError as error:
+                raise ConfigError(
+                    f"the log file {_sentence(handler.baseFilename, error)}"
+                ) from error
             stack.callback(opener.close)
-            stack.callback(setattr, handler, "_builtin_open", handler._builtin_open)
-            handler._builtin_open = opener.open
+            if hasattr(handler, "_builtin_open"):  # what FileHandler._open opens with
+                stack.callback(setattr, handler, "_builtin_open", handler._builtin_open)
+                handler._builtin_open = opener.open
         yield
 
 
 class _Opener:
     """What opens the file of a handler in the place of ``open``. Where the path is not one to
-    write to, the handler goes on with the file that it had."""
+    write to, the handler goes on with the file that it had. Raises OSError."""
 
     def __init__(self, handler: logging.FileHandler, owners: Collection[int]) -> None:
         self._owners, self._kept = owners, -1
-        fd = _descriptor(handler.stream)
-        if fd >= 0 and _own_descriptor(handler.baseFilename) is None:
-            self._kept = open_appending(handler.baseFilename, "the log file", owners)
-            if not os.path.samestat(os.fstat(self._kept), os.fstat(fd)):
+        path, fd = handler.baseFilename, _descriptor(handler.stream)
+        if fd < 0 or _own_descriptor(path) is not None:
+            return
+        check(fd, owners, device=True)
+        if type(handler)._open is logging.FileHandler._open:  # else it may have opened another
+            self._kept = _checked(path, os.O_WRONLY | os.O_APPEND, owners)
+            if not is_at(path, fd):
                 self.close()
-                raise ConfigError(
-                    f"the log file {handler.baseFilename}: the handler has another file open, by a "
-                    "symbolic link or since it was renamed"
-                )
+                raise OSError(errno.ESTALE, "it is not the file that the handler has open")
 
     def open(self, path: str, mode: str, **options: Any) -> Any:
         return open(path, mode, **options, opener=self._fd)

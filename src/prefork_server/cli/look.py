@@ -46,7 +46,7 @@ from .options import Misuse, Options
 
 _PATIENCE = 2.0  # seconds for one worker to answer; one that is stopped never does
 _REWIND = 0.2  # seconds for one worker to run its handler
-_TURN = 10.0  # seconds for other lookers; after that, two dumps may get mixed up
+_TURN = 5.0  # seconds for other lookers; after that, two dumps may get mixed up
 _ALL = 300.0  # seconds for all workers
 _ANSWER = 10.0  # seconds for the whole answer of a status page
 _PAPER = 1 << 20  # bytes of one worker's stacks
