@@ -25,6 +25,7 @@ EVERYTHING = MODULES | HTTP | CLI | AIO | STATUS
 GROUND = {"errors", "scoreboard", "signals", "forks", "text"}
 EDGES = {
     "listeners",
+    "handshakes",
     "acceptor",
     "connection",
     "vigil",
@@ -79,6 +80,7 @@ MAY_IMPORT = {
     "listeners": {"errors", "forks", "inheritance", "paths", "text"},
     "trusted": set(),
     "lockfile": {"trusted"},
+    "handshakes": set(),
     "peers": {"errors"},
     "privileges": {"errors", "settings"},
     "acceptor": {"connection", "vigil", "scoreboard", "signals"},
@@ -226,7 +228,7 @@ AIO_MAY_IMPORT: dict[str, set[str]] = {
     "aio.handle": {"connection", "handle"},
     "aio.life": {"handle", "job", "listeners", "reports", "signals", "loops", "text"},
     "aio.turns": {"acceptor", "scoreboard", "settings"},
-    "aio.doors": {"acceptor", "handle", "leave", "scoreboard", "life", "turns"},
+    "aio.doors": {"acceptor", "handle", "handshakes", "leave", "scoreboard", "life", "turns"},
     "aio.server": ROLES
     | {"errors", "settings", "crews", "listeners", "logfiles", "launch", "preforker", "stats"}
     | {"life", "loops", "turns", "doors", "tls"},

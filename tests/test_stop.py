@@ -1,6 +1,7 @@
 """Promises 2 and 3: a graceful stop loses nobody, and no worker outlives its master."""
 
 import os
+import select
 import signal
 import socket
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from prefork_server.listeners import Listener, listen, tcp_address
 
-from .conftest import Server, Starter, alive, eventually, read_all, title, unmeasured
+from .conftest import HELLO, Server, Starter, alive, eventually, read_all, title, unmeasured
 from .hammer import Hammer
 
 pytestmark = pytest.mark.processes
@@ -175,6 +176,94 @@ def _queue_is_empty(server: Server) -> bool:
     with open("/proc/net/tcp") as table:
         rows = [row.split() for row in table if port in row.split()[1]]
     return all(row[4].endswith(":00000000") for row in rows if row[3] == "0A")
+
+
+DEFERRED = {
+    "http": "from prefork_server.http import *; "
+    "PreforkHTTPServer('127.0.0.1:0', Hello, workers=2).serve_forever()",
+    "http with threads": "from prefork_server.http import *; "
+    "PreforkHTTPServer('127.0.0.1:0', Hello, workers=2, threads=8).serve_forever()",
+    "mixin": "PreforkTCPServer.defer_accept = 5; serve(Hello, workers=2)",
+}
+
+
+@pytest.mark.parametrize("kind", DEFERRED)
+@pytest.mark.parametrize("silence", [0.25, 0.8])
+def test_clients_that_were_deferred_have_a_second_to_speak(
+    start: Starter, kind: str, silence: float
+) -> None:
+    if not door_shuts("tcp"):
+        pytest.skip("the kernel lets us attach no filter to a TCP socket")
+    server = start(f"{HELLO}\n        {DEFERRED[kind]}\n").all_ready(2)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(6)]
+        server.signal(signal.SIGQUIT)
+        server.saw("SIGQUIT: stopping 2 workers gracefully")
+        assert select.select(clients, [], [], silence) == ([], [], [])  # none was closed
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        for client in clients:
+            assert b" 200 " in read_all(client)
+        began = time.monotonic()
+        assert server.wait() == 0
+        assert time.monotonic() - began < 3
+
+
+def test_clients_that_were_deferred_and_say_nothing_keep_a_stop_for_a_second(
+    start: Starter,
+) -> None:
+    server = start(f"{HELLO}\n        {DEFERRED['http']}\n").all_ready(2)
+    with server.connect(), server.connect():
+        began = time.monotonic()
+        assert server.quit() == 0
+        assert time.monotonic() - began < 3
+
+
+def test_without_clients_no_time_is_lost(start: Starter) -> None:
+    server = start("serve(Echo, workers=2)").all_ready(2)
+    began = time.monotonic()
+    assert server.quit() == 0
+    assert time.monotonic() - began < 0.9
+
+
+def test_where_no_filter_may_be_attached_the_queue_is_served_and_the_stop_is_prompt(
+    start: Starter,
+) -> None:
+    server = start("""
+        import select
+
+        class Held(Echo):
+            def handle(self):
+                if self.request.recv(4) == b"hold":
+                    self.request.sendall(b"held")
+                    select.select([self.request], [], [])
+                super().handle()
+
+        class Locked(PreforkTCPServer):
+            defer_accept = 0
+
+            def server_activate(self):
+                super().server_activate()
+                self.socket.setsockopt(socket.SOL_SOCKET, 44, 1)  # SO_LOCK_FILTER
+
+        serve(Held, Locked, workers=1)
+    """).all_ready(1)
+    with ExitStack() as stack:
+        holder = stack.enter_context(server.connect())
+        holder.sendall(b"hold")
+        assert holder.recv(4) == b"held"
+        queue = [stack.enter_context(server.connect()) for _ in range(20)]
+        for client in queue:
+            client.sendall(b"go  queued")
+            client.shutdown(socket.SHUT_WR)
+        server.signal(signal.SIGQUIT)
+        server.saw("SIGQUIT: stopping 1 workers gracefully")
+        began = time.monotonic()
+        holder.shutdown(socket.SHUT_WR)
+        for client in queue:
+            assert read_all(client) == b"queued"
+        assert server.wait() == 0
+        assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -240,6 +240,8 @@ class Listener:
         To close the socket at once would reset those who wait. A path is removed, so the
         next client is refused. For TCP the kernel drops who knocks now, unheard, until
         the socket is closed a moment later and refuses them; for UDP, what comes now.
+        Where accepting is deferred, that ends: the kernel sends such a client its SYN-ACK
+        again, 1 s after the first one, and hands the connection over when it is acknowledged.
         Where it does not let us attach the filter, and for a path that is not ours, a
         backlog of 0 lets in one at a time: who comes in at the very last moment may be
         lost. UNIX datagrams still come from those who are connected.
@@ -250,8 +252,12 @@ class Listener:
         if self.socket.family == socket.AF_UNIX:
             if self.unlink() and stream:
                 return True
-        elif self._attach(_DROP_BARE_SYN if stream else _DROP_ALL):
-            return True
+        else:
+            if stream:
+                with suppress(OSError):  # the program closed it itself, or it is not TCP
+                    self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
+            if self._attach(_DROP_BARE_SYN if stream else _DROP_ALL):
+                return True
         if stream:
             with suppress(OSError):  # the program closed it itself: nobody waits there
                 self.socket.listen(0)

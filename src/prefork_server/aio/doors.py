@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from ..acceptor import _accept
-from ..leave import ANSWER, DRAINS, QUIET
+from ..handshakes import handshakes
+from ..leave import ANSWER, DRAINS, QUIET, Drain
 from ..scoreboard import DRAIN, IN_HAND
 from .handle import AsyncMasterHandle
 from .life import Life, cancelled
@@ -318,10 +319,10 @@ class Doors:
         return wish
 
     async def _drain(self, quiet: float) -> None:
-        """The server stops: take who is inside, since nobody else will, until none has come
-        for ``quiet`` seconds."""
-        now = quiet_since = time.monotonic()
+        """The server stops: take all that is in the queue, since no other process will."""
+        now = time.monotonic()
         end = now + self._life.graceful / 2
+        drain = Drain(now, quiet)
         datagrams = select.poll()
         for listener in self._datagrams:
             datagrams.register(listener, select.POLLIN)
@@ -331,9 +332,11 @@ class Doors:
             took = bool(datagrams.poll(0)) or took  # the loop takes those
             now = time.monotonic()
             if took or full:
-                quiet_since = now
-            elif now >= quiet_since + quiet:
-                break
+                drain.came(now)
+            elif now >= drain.look_at:
+                handshake = drain.asks and handshakes(self._streams)
+                if drain.is_over(now, handshake, awaited=False):
+                    break
             await asyncio.sleep(0 if took else _GLANCE)
 
     def _close(self) -> None:

@@ -35,6 +35,7 @@ class Entrance(Guest):
 
     peer: Any
     until_ns: int
+    awaited: bool = True  # a client that has just connected has begun a request
     _step: Callable[[], None]  # what to do next
 
     def __init__(
@@ -108,7 +109,6 @@ class Entrance(Guest):
             self._step = self._enter
 
     def _shake_hands(self) -> None:
-        self.awaited = True
         event = self.request.shake_hands_now()
         if event:
             self._await(event)
@@ -133,6 +133,7 @@ class Entrance(Guest):
         self._acceptor.keep(self, self.until_ns, event=event)
 
     def _refuse(self) -> None:
+        self.awaited = False
         with suppress(OSError):
             self.request.send_now(_REFUSAL)
             self.request.shutdown(socket.SHUT_WR)
