@@ -588,7 +588,7 @@ def test_what_a_hostile_server_shows_has_no_escape_and_an_end(theirs: Path, atta
             assert len(said.stdout) < 1 << 18
             if verb == "stacks":
                 assert "\\x1b]0;owned" in said.stdout
-                assert f"pid={bystander.pid} booting\n(it is gone)" in said.stdout
+                assert f"pid={bystander.pid} booting\n  (it is gone)" in said.stdout
         assert bystander.poll() is None
     finally:
         bystander.kill()
