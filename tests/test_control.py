@@ -149,6 +149,50 @@ def test_upgrade_returns_when_the_successor_has_everything(
     server.wait()
 
 
+def test_upgrade_in_the_first_seconds_of_a_successor_is_another_one(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    server.signal(signal.SIGUSR2)
+    second = int(server.saw(r"started a successor, pid=(\d+)")[0][1])
+    eventually(lambda: (tmp_path / "x.pid").read_text() == f"{second}\n")
+    said = asked(tmp_path, "upgrade", "x.pid")
+    assert (said.returncode, said.stderr) == (0, "")
+    server.saw(rf"pid={second} .*remembered: this master upgrades when its predecessor has left")
+    assert (tmp_path / "x.pid").read_text() not in (f"{server.pid}\n", f"{second}\n")
+    assert asked(tmp_path, "stop", "x.pid").returncode == 0
+    assert not server.anyone_left(PATIENCE)
+
+
+def test_upgrade_of_a_master_that_is_starting_waits_until_it_serves(
+    start: Starter, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    server = start("""
+        def slow(master):
+            if not os.path.exists("started"):
+                print("booting")
+                open("gate").close()  # a FIFO
+
+        def work(master):
+            master.wait(1000)
+
+        Preforker(work, workers=1, after_fork=slow, pid_path="pid").run()
+    """)
+    server.saw("^booting$")
+    command = [sys.executable, "-m", "prefork_server", "upgrade", "pid"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path, env=env) as upgrade:
+        server.saw("remembered: this master upgrades when it serves")
+        (tmp_path / "started").touch()
+        (tmp_path / "gate").write_text("")
+        assert upgrade.communicate(timeout=PATIENCE) == (None, b"")
+        assert upgrade.returncode == 0
+    assert (tmp_path / "pid").read_text() != f"{server.pid}\n"
+    assert asked(tmp_path, "stop", "pid").returncode == 0
+    assert not server.anyone_left(PATIENCE)
+
+
 def test_stop_in_the_first_seconds_of_a_successor_stops_both(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:

@@ -241,17 +241,84 @@ def test_there_is_one_upgrade_at_a_time(start: Starter, version: Path) -> None:
     version.write_text("2")
     server.signal(signal.SIGUSR2)
     server.saw("^booting$")
-    server.expect_error("no upgrade: one is under way", "no upgrade: this master is only just")
+    server.expect_error("no upgrade: one is under way")
     for number in range(1, 4):
         server.signal(signal.SIGUSR2)
         server.saw(r"no upgrade: one is under way, pid=\d+", number)
     (version.parent / "go").write_text("")
     server.saw("master pid=.* ready", 2)
     successor = int(server.saw(r"started a successor, pid=(\d+)")[0][1])
-    server.signal(signal.SIGUSR2, successor)
-    server.saw("no upgrade: this master is only just starting, or stopping")
     server.saw("serves, leaving")
     stopped(server, successor)
+
+
+def in_probation(server: Server, version: Path) -> int:
+    """Upgrade until the pid file names the successor, whose predecessor is still there."""
+    version.write_text("2")
+    server.signal(signal.SIGUSR2)
+    successor = int(server.saw(r"started a successor, pid=(\d+)")[0][1])
+    path = version.parent / "pid"
+    eventually(lambda: path.read_text() == f"{successor}\n")
+    return successor
+
+
+@pytest.mark.parametrize("others", [(), (signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN)])
+def test_an_upgrade_before_the_predecessor_has_left_is_remembered(
+    start: Starter, version: Path, others: tuple[signal.Signals, ...]
+) -> None:
+    server = start(BOTH).ready()
+    with hammered(server, str(version.parent / "sock")):
+        second = in_probation(server, version)
+        version.write_text("3")
+        for number in (1, 2):  # which is one upgrade
+            server.signal(signal.SIGUSR2, second)
+            server.saw(rf"pid={second} .*remembered: .* when its predecessor has left", number)
+        for signum in others:
+            server.signal(signum, second)
+        assert server.process.wait(PATIENCE) == 0
+        third = int(server.saw(r"the successor pid=(\d+) serves, leaving", 2)[1][1])
+        eventually(lambda: said(server)[:2] == ["3", str(third)])
+    if others:
+        server.saw(rf"pid={second} .*generation 2 serves")
+        server.saw(rf"pid={second} .*rotation 1 done")
+    assert server.count("started a successor") == 2
+    assert (version.parent / "pid").read_text() == f"{third}\n"
+    stopped(server, third)
+
+
+def test_an_upgrade_of_a_master_that_is_starting_is_remembered(
+    start: Starter, version: Path
+) -> None:
+    os.mkfifo(version.parent / "go")
+    server = start(f"""{PROGRAM}
+    class Slow(Server):
+        def after_fork(self, master):
+            if version == "1":
+                os.write(1, b"booting\\n")
+                pathlib.Path("go").read_text()  # a FIFO
+    serve(Tell, Slow, workers=1)
+    """)
+    server.saw("^booting$")
+    server.signal(signal.SIGUSR2)
+    server.saw("remembered: this master upgrades when it serves")
+    version.write_text("2")
+    (version.parent / "go").write_text("")
+    successor = int(server.saw(r"the successor pid=(\d+) serves, leaving")[0][1])
+    eventually(lambda: said(server)[:2] == ["2", str(successor)])
+    stopped(server, successor)
+
+
+def test_an_upgrade_that_is_remembered_ends_with_a_stop(start: Starter, version: Path) -> None:
+    server = start(BOTH).ready()
+    second = in_probation(server, version)
+    server.expect_error("upgrade failed")
+    server.signal(signal.SIGUSR2, second)
+    server.saw("remembered")
+    server.signal(signal.SIGQUIT, second)
+    server.saw(rf"pid={second} SIGUSR2: no upgrade: this master is stopping")
+    server.saw("upgrade failed, this master serves on")
+    assert said(server)[:2] == ["1", str(server.pid)]
+    assert server.count("started a successor") == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])

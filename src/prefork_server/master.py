@@ -114,7 +114,7 @@ class Master:
             now_ns = self._now()
             self._reap(now_ns)
             self._rotation.look(self._everybody())
-            if self._upgrade.look(now_ns):
+            if self._upgrade.look(now_ns, self._serves()):
                 for pool in self._pools:
                     pool.hand_over()
                 self._board.set(0, STATE, LEFT)
@@ -128,6 +128,9 @@ class Master:
                 self._carry_out(pool, plan, now_ns)
             for signum in self._inbox.wait(self._nap(min(plan.wake_ns for _, plan in plans))):
                 self._obey(signum)
+
+    def _serves(self) -> bool:
+        return self._announced and not self._pool.stopping
 
     def _everybody(self) -> list[WorkerHandle]:
         return [worker for pool in self._pools for worker in pool]
@@ -344,7 +347,7 @@ class Master:
                 for worker in self._everybody():
                     self._pidfds.signal(worker, signal.SIGUSR1)
             case signal.SIGUSR2:
-                self._upgrade.begin(time.monotonic_ns(), self._announced and not pool.stopping)
+                self._upgrade.ask(self._serves(), pool.stopping)
             case signal.SIGHUP if not self._terminal.was_closed(time.monotonic_ns()):
                 pool.reload_asked = True
             case signal.SIGTERM if self._gently and not pool.stopping:

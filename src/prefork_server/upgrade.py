@@ -77,24 +77,22 @@ class Upgrade:
         self._ready_ns = NEVER
         self._killed = self._hears = False
         self._ended_by_us = False
+        self._asked = False  # for a successor that could not be started yet
         self._reason = ""  # why it failed, as it says
         self._failures = 0
 
-    def begin(self, now_ns: int, serving: bool) -> None:
-        """Start a successor, unless something forbids it; the log says what."""
-        refusal = self._refusal(serving)
-        if not refusal:
-            try:
-                self._start(now_ns)
-            except OSError as error:
-                refusal = f"cannot start it: {error.strerror}"
+    def ask(self, serving: bool, stopping: bool) -> None:
+        """USR2: the next ``look`` at which this master may have a successor starts it. The log
+        says why that is not now, or never."""
+        refusal = self._refusal(stopping)
         if refusal:
-            if not self._pid:  # of that one, too, it is seen how it ends
-                self._count_failure()
-            self._say(logging.WARNING, "upgrade_refused", None, "SIGUSR2: no upgrade: %s", refusal)
-        else:
-            message = "SIGUSR2: started a successor, pid=%d"
-            self._say(logging.INFO, "upgrading", None, message, self._pid)
+            self._refuse(refusal)
+            return
+        self._asked = True
+        if not serving or not inheritance().settled():
+            until = "its predecessor has left" if serving else "it serves"
+            message = "SIGUSR2: remembered: this master upgrades when %s"
+            self._say(logging.INFO, "upgrade_remembered", None, message, until)
 
     @property
     def wake_ns(self) -> int:
@@ -105,10 +103,12 @@ class Upgrade:
             return self._ready_ns + _PROBATION_NS
         return self._begun_ns + self._boot_ns
 
-    def look(self, now_ns: int) -> bool:
+    def look(self, now_ns: int, serving: bool) -> bool:
         """Whether the successor serves, and everything is its own: leave."""
         if not self._pid:
-            inheritance().settled()  # if we are one ourselves: hear that everything is ours
+            # For a successor this is also how it hears that everything is its own.
+            if inheritance().settled() and serving and self._asked:
+                self._begin(now_ns)
             return False
         self._listen(now_ns)
         status = self._ended()
@@ -124,6 +124,9 @@ class Upgrade:
 
     def end(self, now_ns: int, hurry: bool) -> None:
         """We are told to stop: so is it. Before it hears signals, QUIT would leave a core."""
+        if self._asked:
+            self._asked = False
+            self._refuse("this master is stopping")
         if self._pid:
             self._listen(now_ns)
             self._ended_by_us = True
@@ -148,12 +151,27 @@ class Upgrade:
             drop(self._pidfd)
             self._pidfd = -1
 
-    def _refusal(self, serving: bool) -> str:
+    def _refusal(self, stopping: bool) -> str:
         if os.getpid() == 1:
             return "process 1 has no successor: its container would end with it"
-        if not serving or not inheritance().settled():
-            return "this master is only just starting, or stopping"
+        if stopping:
+            return "this master is stopping"
         return f"one is under way, pid={self._pid}" if self._pid else ""
+
+    def _refuse(self, reason: str) -> None:
+        if not self._pid:  # of the one that is under way it will be seen how it ends
+            self._count_failure()
+        self._say(logging.WARNING, "upgrade_refused", None, "SIGUSR2: no upgrade: %s", reason)
+
+    def _begin(self, now_ns: int) -> None:
+        self._asked = False
+        try:
+            self._start(now_ns)
+        except OSError as error:
+            self._refuse(f"cannot start it: {error.strerror}")
+        else:
+            message = "SIGUSR2: started a successor, pid=%d"
+            self._say(logging.INFO, "upgrading", None, message, self._pid)
 
     def _start(self, now_ns: int) -> None:
         # A path that was removed is made again, by whoever comes anew.

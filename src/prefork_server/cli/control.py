@@ -77,7 +77,8 @@ def _reload(server: Holder, options: Options) -> _Begun:
 
 
 def _upgrade(server: Holder, options: Options) -> _Begun:
-    _must_serve(server)
+    # A master that is starting remembers it, as one whose predecessor has not left yet.
+    _must_stay(server)
     if successor := server.word(SUCCESSOR):
         raise NotDone(f"an upgrade is under way, pid {successor}")
     failures = server.word(UPGRADES_FAILED)
