@@ -186,7 +186,8 @@ def test_files_are_for_the_user_and_his_group_alone(launch: Launch, tmp_path: Pa
     print("launched", p.start())
     """)
     modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir() if p.suffix != ".py"}
-    assert modes == {"out": 0o640, "log": 0o640, "preforker.pid": 0o644}
+    pid_files = {"preforker.pid": 0o644, "preforker.pid.lock": 0o600}
+    assert modes == {"out": 0o640, "log": 0o640, **pid_files}
     daemon.stop()
 
 
