@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -273,6 +274,14 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Starter]:
     yield starter
     for server in starter.servers:
         server.finish()
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that another user can reach, unlike ``tmp_path``, and not write to."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
 
 
 @pytest.fixture(autouse=True)

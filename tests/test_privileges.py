@@ -1,11 +1,19 @@
 """Workers become whom the settings name, for good; the master stays who it is."""
 
+import errno
 import grp
 import json
 import os
+import pty
 import pwd
+import re
+import select
+import signal
 import socket
 import stat
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +22,7 @@ import pytest
 from prefork_server import ConfigError, Settings
 from prefork_server.privileges import Identity, identity_of
 
-from .conftest import Starter
+from .conftest import PATIENCE, PRELUDE, ROOT, Starter, alive, eventually, read_all, unmeasured
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 NOBODY = pwd.getpwnam("nobody")
@@ -212,3 +220,159 @@ def test_nobody_is_named_by_default() -> None:
 def test_a_umask_that_lets_everybody_write_is_warned_of(start: Starter) -> None:
     server = start("serve(Echo, workers=1, umask=0)").ready()
     server.saw("WARNING .*umask 0o0 lets everybody write to what the workers make")
+
+
+ALONE = """
+    import fcntl, json, termios
+
+    def refused(call, *args):
+        try:
+            return f"done: {call(*args)!r}"
+        except OSError as error:
+            return type(error).__name__
+
+    class Alone(socketserver.StreamRequestHandler):
+        def handle(self):
+            null = os.stat(os.devnull).st_rdev
+            passed = int(self.rfile.readline())
+            said = {
+                "leads": os.getsid(0) == os.getpid(),
+                "no_new_privs": "NoNewPrivs:\t1" in open("/proc/thread-self/status").read(),
+                "stdin": os.fstat(0).st_rdev == null,
+                "tty": refused(os.open, "/dev/tty", os.O_RDWR),
+                "typed": [refused(fcntl.ioctl, fd, termios.TIOCSTI, b"x") for fd in (0, 1, 2)],
+                "taken": [refused(fcntl.ioctl, fd, termios.TIOCSCTTY, 0) for fd in (1, 2)],
+                "read": [refused(os.read, fd, 9) for fd in (1, 2)],
+                "passed": refused(os.read, passed, 9),
+                "environ": [os.environ.get(n) for n in ("HOME", "USER", "LOGNAME", "SHELL")],
+            }
+            os.write(1, b"printed on the terminal\\n")
+            self.wfile.write(json.dumps(said).encode())
+"""
+
+
+@as_root
+@pytest.mark.parametrize("user", ["user='nobody'", "user=54321, group=54322"])
+def test_a_worker_that_drops_has_nothing_of_the_terminal_and_the_starter_but_to_print(
+    start: Starter, tmp_path: Path, user: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret")
+    ours, terminal = pty.openpty()
+    passed = os.open(secret, os.O_RDONLY)
+    pid = 0
+    try:
+        script = tmp_path / "program.py"
+        program = f"serve(Alone, workers=1, {user})\nprint('over')"
+        script.write_text(PRELUDE + textwrap.dedent(ALONE) + program)
+        pid = os.fork()
+        if pid == 0:
+            os.set_inheritable(passed, True)
+            os.login_tty(terminal)  # the controlling terminal, at 0, 1 and 2, open for reading
+            environ = {**unmeasured(), "PYTHONPATH": str(ROOT / "src"), "SHELL": "/bin/own"}
+            os.execve(sys.executable, [sys.executable, str(script)], environ)
+        os.close(terminal)
+        seen = Seen(ours)
+        port = int(seen.until(rb"listening on 127.0.0.1:(\d+)")[1])
+        os.write(ours, b"typed by root\n")
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            client.sendall(b"%d\n" % passed)
+            said = ids(read_all(client))
+        seen.until(rb"printed on the terminal")
+        home = ["/", None, None] if "54321" in user else [NOBODY.pw_dir, "nobody", "nobody"]
+        assert said == {
+            "leads": True,
+            "no_new_privs": True,
+            "stdin": True,
+            "tty": "OSError",
+            "typed": ["OSError", "PermissionError", "PermissionError"],
+            "taken": ["PermissionError"] * 2,
+            "read": ["OSError"] * 2,
+            "passed": "OSError",
+            "environ": [*home, "/bin/own"],
+        }
+        os.write(ours, b"\x03")  # Ctrl-C, which the terminal sends to the master alone
+        seen.until(rb"SIGINT: stopping 1 workers now")
+        seen.until(rb"\nover")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        pid = 0
+    finally:
+        os.close(passed)
+        os.close(ours)  # and with it the session of the program
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+class Seen:
+    """What has come to a terminal."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.text = fd, b""
+
+    def until(self, pattern: bytes) -> re.Match[bytes]:
+        while not (found := re.search(pattern, self.text)):
+            assert select.select([self.fd], [], [], PATIENCE)[0], self.text
+            self.text += os.read(self.fd, 4096)
+        return found
+
+
+@as_root
+def test_a_worker_in_a_session_of_its_own_ends_with_a_master_that_is_killed(
+    start: Starter,
+) -> None:
+    server = start("serve(Echo, workers=2, user='nobody', graceful_timeout=2)").all_ready(2)
+    workers = server.workers()
+    eventually(lambda: [os.getsid(pid) for pid in workers] == workers)
+    with server.connect() as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        server.signal(signal.SIGKILL)
+    eventually(lambda: not any(alive(pid) for pid in workers))
+
+
+@as_root
+def test_a_listener_that_was_passed_on_stays_open_in_a_worker_that_drops(start: Starter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.set_inheritable(True)
+        server = start(
+            """
+            with PreforkTCPServer(("127.0.0.1", 0), Echo, bind_and_activate=False,
+                                  settings=Settings(workers=1, user="nobody")) as server:
+                server.socket.close()
+                server.socket = socket.socket(fileno=int(sys.argv[1]))
+                server.serve_forever()
+            """,
+            str(listener.fileno()),
+            pass_fds=[listener.fileno()],
+        ).ready()
+        assert server.ask(b"hello") == b"hello"
+
+
+@as_root
+def test_the_process_that_looks_at_a_target_has_no_terminal_either(open_path: Path) -> None:
+    (open_path / "target.py").write_text("""
+import json, os
+said = [os.getsid(0) == os.getpid(), os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev]
+try:
+    os.read(1, 9)
+except OSError as error:
+    said.append(error.errno)
+os.write(1, b"<%s>" % json.dumps([*said, os.environ["HOME"]]).encode())
+def app(environ, start_response):
+    pass
+""")
+    ours, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "prefork_server", "serve", "target.py", "-u", "nobody", "--check"],
+        cwd=open_path,
+        env={**unmeasured(), "PYTHONPATH": str(ROOT / "src")},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    ) as process:
+        os.close(terminal)
+        told = Seen(ours).until(rb"<(.*)>")[1]
+        assert process.wait(PATIENCE) == 0
+    os.close(ours)
+    assert json.loads(told) == [True, True, errno.EBADF, NOBODY.pw_dir]

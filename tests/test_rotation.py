@@ -5,9 +5,8 @@ import os
 import resource
 import signal
 import socket
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from logging.handlers import RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,6 @@ WRITER = """
 """
 FILES = ("log", "own", "out")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
-
-@pytest.fixture
-def open_path() -> Iterator[Path]:
-    """A directory that another user can reach, unlike ``tmp_path``, and not write to."""
-    with tempfile.TemporaryDirectory() as path:
-        os.chmod(path, 0o755)
-        yield Path(path)
 
 
 def served(server: Server, word: str) -> None:

@@ -9,7 +9,7 @@ import gc
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
 # By descriptor: the thread whose forks keep it, and the inode, since whoever closed it without
@@ -26,6 +26,32 @@ def fork() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
+
+
+def close_passed_on(but: Collection[int]) -> None:
+    """Close the descriptors above 2 that this process was started with, except ``but``.
+
+    A descriptor that is not inheritable (any more) was opened or taken over by this program, and
+    stays open.
+    """
+    for fd in _passed_on.difference(but):
+        with suppress(OSError):  # it was closed
+            if os.get_inheritable(fd):
+                os.close(fd)
+
+
+def _inheritable() -> frozenset[int]:
+    """The open descriptors above 2 that survived an exec: Python makes none that would."""
+    found = set()
+    with suppress(OSError):  # no /proc
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):  # the one of listdir() itself
+                if fd > 2 and os.get_inheritable(fd):
+                    found.add(fd)
+    return frozenset(found)
+
+
+_passed_on = _inheritable()  # by the process that started this one; looked at when this is imported
 
 
 @contextmanager

@@ -8,13 +8,17 @@ as somebody else, and hand it the sockets.
 import grp
 import os
 import pwd
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from .errors import ConfigError
+from .forks import close_passed_on
 from .settings import Settings
 
-_Ids: TypeAlias = tuple[int | None, int | None, tuple[int, ...]]
+_Login: TypeAlias = tuple[str, str]  # the name and the home directory of a user
+_Ids: TypeAlias = tuple[int | None, int | None, tuple[int, ...], _Login | None]
+_PR_SET_NO_NEW_PRIVS = 38  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,39 @@ class Identity:
     gid: int | None
     groups: tuple[int, ...]
     umask: int | None
+    login: _Login | None = None  # of ``uid``; ``None``: no user is named
+
+    @property
+    def drops(self) -> bool:
+        """Whether a process that assumes it has another user or group than this process."""
+        return self.uid not in (None, os.geteuid()) or self.gid not in (None, os.getegid())
+
+    def leave(self, but: Collection[int] = ()) -> None:
+        """In a child of the master, before ``assume``: give up what the master was started with,
+        if this identity drops privileges.
+
+        The session and its terminal, the standard input, the descriptors above 2 except ``but``,
+        the environment's HOME, USER and LOGNAME, and the right to gain privileges by executing
+        a set-user-ID program. Raises OSError.
+        """
+        if not self.drops:
+            return
+        os.setsid()  # TIOCSTI and /dev/tty need the controlling terminal, which is gone with this
+        null = os.open(os.devnull, os.O_RDWR)
+        if 0 not in but:  # inetd passes a listening socket there
+            os.dup2(null, 0)
+        for fd in (1, 2):
+            _reopen_terminal(fd, null)
+        os.close(null)
+        close_passed_on(but)
+        if self.login:
+            name, os.environ["HOME"] = self.login
+            for variable in ("USER", "LOGNAME"):
+                if name:
+                    os.environ[variable] = name
+                else:  # the number has no entry in the user database
+                    os.environ.pop(variable, None)
+        _gain_no_privileges()
 
     def assume(self) -> None:
         """In a worker: from here on it is somebody else, and cannot go back.
@@ -67,6 +104,35 @@ class Identity:
         raise RuntimeError("privileges were dropped, and could be had again")
 
 
+def _reopen_terminal(fd: int, null: int) -> None:
+    """Replace a terminal at ``fd`` by the same terminal, write-only; by ``null`` if that fails.
+
+    A shell opens it for reading, too: a worker could read what is typed. And the flags of its open
+    file description, O_NONBLOCK for instance, are the shell's as well.
+    """
+    if not os.isatty(fd):
+        return
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY)
+    except OSError:  # it was hung up, or there is no /proc
+        own = os.dup(null)
+    os.dup2(own, fd)
+    os.close(own)
+
+
+def _gain_no_privileges() -> None:
+    """Set PR_SET_NO_NEW_PRIVS. Without ``ctypes`` it is not set. Raises OSError."""
+    try:
+        import ctypes  # loaded in the master, see ``imports``
+    except ImportError:
+        return
+    zero = ctypes.c_ulong(0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"PR_SET_NO_NEW_PRIVS: {os.strerror(code)}")
+
+
 def identity_of(settings: Settings) -> Identity | None:
     """Whom the settings name; ``None`` if nobody, and no umask.
 
@@ -76,7 +142,7 @@ def identity_of(settings: Settings) -> Identity | None:
     user, group, umask = settings.user, settings.group, settings.umask
     if user is None and group is None:
         return None if umask is None else Identity(None, None, (), umask)
-    uid, gid, groups = (None, None, ()) if user is None else _user(user, group)
+    uid, gid, groups, login = (None, None, (), None) if user is None else _user(user, group)
     if group is not None:
         gid = _group(group)
         groups = tuple(dict.fromkeys((gid, *groups)))
@@ -87,7 +153,7 @@ def identity_of(settings: Settings) -> Identity | None:
             f"user {user!r}, group {group!r}: only root can become somebody else, "
             f"and this process has the uid {os.geteuid()}"
         )
-    return Identity(uid, gid, groups, umask)
+    return Identity(uid, gid, groups, umask, login)
 
 
 def _user(user: str | int, group: str | int | None) -> _Ids:
@@ -100,10 +166,10 @@ def _user(user: str | int, group: str | int | None) -> _Ids:
             raise ConfigError(
                 f"nobody has the uid {user}, so nothing says its group: give one, too"
             ) from None
-        return user, None, ()
+        return user, None, (), ("", "/")
     # Those that a login would have.
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
-    return entry.pw_uid, entry.pw_gid, groups
+    return entry.pw_uid, entry.pw_gid, groups, (entry.pw_name, entry.pw_dir)
 
 
 def _group(group: str | int) -> int:

@@ -69,6 +69,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     shared.title.show_worker(job.name or f"worker {slot}")
     try:
         if job.identity:
+            job.identity.leave({listener.socket.fileno() for listener in job.listeners})
             job.identity.assume()
         job.hooks.after_fork(master)
         cover()  # log handlers, too, that the program has made since the fork
