@@ -82,7 +82,8 @@ MAY_IMPORT = {
     "lockfile": {"trusted"},
     "handshakes": set(),
     "peers": {"errors"},
-    "privileges": {"errors", "settings"},
+    "imports": set(),
+    "privileges": {"errors", "forks", "settings"},
     "acceptor": {"connection", "vigil", "scoreboard", "signals"},
     "backoff": {"scoreboard"},
     "silence": {"scoreboard", "settings", "plan"},
@@ -114,7 +115,8 @@ MAY_IMPORT = {
     "launch": GROUND
     | EDGES
     | ROLES
-    | {"settings", "pidfile", "privileges", "daemon", "inline", "inheritance", "status"},
+    | {"settings", "pidfile", "privileges", "daemon", "inline", "inheritance", "status"}
+    | {"imports"},
     "preforker": set(MODULES) - {"servers", "__init__"},
     "tls": {"errors", "vigil"},
     "credentials": {"errors", "settings", "text"},
@@ -176,6 +178,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.parser": {"text"},
     "cli.options": {"__version__", "errors", "settings", "parser"},
     "cli.target": {"errors", "options"},
+    "cli.answer": {"reports", "settings", "options", "target"},
     "cli.recipe": {
         *("errors", "listeners", "mixin", "remote", "servers", "settings", "crews", "http"),
         *("aio", "aio.loops", "options", "target"),
@@ -183,6 +186,8 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.serve": {
         *(
             "credentials",
+            "tls",
+            "imports",
             "privileges",
             "errors",
             "forks",
@@ -198,7 +203,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
             "text",
             "aio.turns",
         ),
-        *("remote", "settings", "signals", "systemd", "options", "recipe", "target"),
+        *("remote", "settings", "signals", "systemd", "options", "recipe", "target", "answer"),
     },
     "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options", "text"},
     "cli.holder": {"errors", "scoreboard", "stats", "options", "text", "lockfile"},
@@ -210,6 +215,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli.__init__": {
         "errors",
+        "answer",
         "options",
         "target",
         "serve",

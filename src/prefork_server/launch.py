@@ -11,6 +11,7 @@ from .daemon import daemonize, go_on
 from .errors import BindError, ConfigError
 from .forks import shared_with_forks
 from .handle import MasterHandle
+from .imports import load
 from .inheritance import inheritance
 from .inline import run_inline
 from .job import NO_SERVICE, Hooks, Job, Service, nothing
@@ -89,6 +90,7 @@ class Launch:
                 service=service,
                 renew=lambda: self._renew(claim, [*listeners, *service.listeners], identity),
             )
+            load()
             if settings.inline:
                 run_inline(job, self.remote)
             else:
