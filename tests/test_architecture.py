@@ -178,7 +178,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.parser": {"text"},
     "cli.options": {"__version__", "errors", "settings", "parser"},
     "cli.target": {"errors", "options"},
-    "cli.answer": {"reports", "settings", "options", "target"},
+    "cli.answer": {"reports", "settings", "options", "target", "scoreboard", "text"},
     "cli.recipe": {
         *("errors", "listeners", "mixin", "remote", "servers", "settings", "crews", "http"),
         *("aio", "aio.loops", "options", "target"),

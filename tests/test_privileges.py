@@ -358,7 +358,8 @@ try:
     os.read(1, 9)
 except OSError as error:
     said.append(error.errno)
-os.write(1, b"<%s>" % json.dumps([*said, os.environ["HOME"]]).encode())
+said += [os.environ["HOME"], "NOTIFY_SOCKET" in os.environ]
+os.write(1, b"<%s>" % json.dumps(said).encode())
 def app(environ, start_response):
     pass
 """)
@@ -366,7 +367,7 @@ def app(environ, start_response):
     with subprocess.Popen(
         [sys.executable, "-m", "prefork_server", "serve", "target.py", "-u", "nobody", "--check"],
         cwd=open_path,
-        env={**unmeasured(), "PYTHONPATH": str(ROOT / "src")},
+        env={**unmeasured(), "PYTHONPATH": str(ROOT / "src"), "NOTIFY_SOCKET": "/nowhere"},
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
@@ -375,4 +376,4 @@ def app(environ, start_response):
         told = Seen(ours).until(rb"<(.*)>")[1]
         assert process.wait(PATIENCE) == 0
     os.close(ours)
-    assert json.loads(told) == [True, True, errno.EBADF, NOBODY.pw_dir]
+    assert json.loads(told) == [True, True, errno.EBADF, NOBODY.pw_dir, False]

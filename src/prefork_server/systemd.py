@@ -16,6 +16,7 @@ from typing import Final
 from .errors import ConfigError
 from .scoreboard import NEVER, SECOND
 
+OF_THE_SERVICE: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _FIRST: Final = 3  # SD_LISTEN_FDS_START
 _MOST: Final = 1024  # descriptors; more are no number that anybody meant
 _STATUS_NS: Final = SECOND  # a status at most so often

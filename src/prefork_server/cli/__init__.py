@@ -35,7 +35,8 @@ def main(words: Sequence[str] | None = None) -> int:
         told = isinstance(error, BootError) and not options.values.get("daemon")
         report = "" if told else getattr(error, "report", "")
         with unhindered():  # what this command started must end, whoever reads of it
-            sys.stderr.write(f"{one_record(report)}\n" if report else "")
+            # Each line is indented: a worker's report may be another user's.
+            sys.stderr.write(f"{one_record(chr(10) + report)[1:]}\n" if report else "")
             sys.stderr.write(f"{PROG}: {printable(str(error))}\n")
         return exit_code(error)
     except BrokenPipeError:  # whoever read what we say has heard enough
@@ -52,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def exit_code(error: PreforkError) -> int:
     # What a daemon could not do comes as text.
-    if str(error).startswith("already running: "):
+    if isinstance(error, BootError) and str(error).startswith("already running: "):
         return _RUNNING
     return next((code for kind, code in _CODES.items() if isinstance(error, kind)), 1)
 

@@ -6,7 +6,6 @@ anything: whoever made a mistake hears of it once, and not from each worker, and
 decides which sockets are bound. It costs one import more at the start.
 """
 
-import json
 import logging
 import os
 import select
@@ -17,11 +16,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import ConfigError, PreforkError
 from ..forks import drop, fork, keep_from_forks
 from ..handle import MasterHandle
+from ..imports import load
 from ..inheritance import inheritance
 from ..job import Hooks, nothing
 from ..journal import Journal
@@ -34,8 +36,9 @@ from ..privileges import Identity, identity_of
 from ..remote import Remote
 from ..settings import Settings
 from ..signals import all_blocked, when_it_ends
-from ..systemd import handed_over
+from ..systemd import OF_THE_SERVICE, handed_over
 from ..text import printable
+from . import answer
 from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe
 from .target import LoadError, Target, users_traceback
@@ -119,13 +122,7 @@ def _handed_over() -> list[str]:
 def serve(options: Options) -> None:
     """Returns when the server has stopped, or runs as a daemon. Raises a PreforkError."""
     values = options.values
-    try:
-        os.chdir(values["chdir"] or ".")
-        directory = os.getcwd()
-    except OSError as error:
-        raise Misuse(f"--chdir {values['chdir'] or '.'}: {error.strerror}") from error
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
+    path = _enter(values["chdir"] or ".")
     target = Target.parse(values["target"])
     settings = options.settings()  # those of the class come later; what is wrong is told now
     if settings.inline and values["daemon"]:
@@ -136,18 +133,23 @@ def serve(options: Options) -> None:
     udp = any(bind.udp for bind in found)
 
     def find() -> Recipe:
+        sys.path[:] = path
         made = recipe(target.load(), values["kind"], udp, keywords)
         made.check(options.settings(**made.said))
         return made
 
     here = find() if values["preload"] or settings.inline else None
     told = _told(here) if here else _ask_a_child(find, settings)
-    settings = options.settings(**told["settings"])
+    # Its import is trusted if it ran with the rights of this process, here or in the child.
+    trusted = bool(here) or not _drops(settings)
+    settings = options.settings(**answer.taken(told, settings, options.said, trusted))
     if not found and told["kind"] != "work":
         found = binds([DEFAULT_BIND])
     for bind in found:
         if bind.address is None and bind.udp != told["datagram"]:
             raise Misuse(f"{bind.text} is no socket for {told['words']}")
+    if told["kind"] in ("asyncio", "protocol") and "uvloop" not in told["modules"]:
+        keywords["loop"] = "asyncio"  # so that no worker looks for uvloop again
     run = _Run(target, find, here, told, found, settings, keywords)
     run.load_certificate()
     if values["check"]:
@@ -155,6 +157,54 @@ def serve(options: Options) -> None:
         sys.stdout.write(printable(f"{told['words']}{where}: could be served") + "\n")
         return
     run.go(values["daemon"])
+
+
+def _enter(directory: str) -> list[str]:
+    """Go there; returns the ``sys.path`` of the target, which begins with this directory.
+
+    This process does not import from there, nor from the directory that it leaves, by whatever
+    name they are on its path: whoever may write there runs code as the workers, and this process
+    may be root. Raises Misuse.
+    """
+    path = list(sys.path)
+    kept = [each for each in path if not _is_here(each)]
+    try:
+        os.chdir(directory)
+        entered = os.getcwd()
+    except OSError as error:
+        raise Misuse(f"--chdir {directory}: {error.strerror}") from error
+    sys.path[:] = [each for each in kept if not _is_here(each)]
+    return path if entered in path else [entered, *path]
+
+
+def _is_here(entry: str) -> bool:
+    """Whether this entry of ``sys.path`` is the working directory."""
+    try:
+        return os.path.samefile(entry or ".", ".")
+    except OSError:
+        return False
+
+
+def _drops(settings: Settings) -> bool:
+    """Whether the workers have another user or group than this process. Raises ConfigError."""
+    identity = identity_of(settings)
+    return identity is not None and identity.drops
+
+
+def _readable_by_all() -> bool:
+    """Whether the workers' user, whichever it is, can read our package and Python's library."""
+    files = [Path(each).resolve() for each in (__file__, os.__file__)]
+    through = {parent for file in files for parent in file.parents}
+    return all(each.stat().st_mode & 0o001 for each in through) and all(
+        each.stat().st_mode & 0o004 for each in files
+    )
+
+
+def _load_modules(names: Sequence[str]) -> None:
+    """In this process, so that the workers have them from the fork on."""
+    for name in names:
+        with suppress(ImportError):  # it is the target's own, and it says so itself
+            import_module(name)
 
 
 def _told(made: Recipe) -> dict[str, Any]:
@@ -167,6 +217,7 @@ def _told(made: Recipe) -> dict[str, Any]:
         "settings": made.said,
         "alpn": made.alpn,
         "loops": made.loops,
+        "modules": answer.loaded(),
     }
 
 
@@ -176,20 +227,19 @@ def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, An
     Raises what ``find`` raises, and LoadError if it takes too long or dies.
     """
     seconds, identity = settings.boot_timeout, identity_of(settings)
+    drops = _drops(settings)
+    if drops:
+        load()
+        if not _readable_by_all():
+            _load_modules(answer.OURS)
     flush_streams()  # what is in a buffer now would be written twice
     # No pipe: it may be full, and what the import has started may hold its other end.
-    with open(os.memfd_create("prefork-target"), "r+b") as paper:
-        status = _in_child(
-            seconds, lambda life, mask: _answer(find, paper.fileno(), identity, life, mask)
-        )
-        words = paper.read()
-    if not words:
-        raise LoadError(f"the process that was to load the target ended: {_ending(status)}")
-    told: dict[str, Any] = json.loads(words)
-    if "misuse" in told:
-        raise Misuse(told["misuse"])
-    if "error" in told:
-        raise LoadError(told["error"], told["report"])
+    paper = answer.new_paper()
+    try:
+        status = _in_child(seconds, lambda life, mask: _answer(find, paper, identity, life, mask))
+        told = answer.read(paper, _ending(status))
+    finally:
+        os.close(paper)
     return told
 
 
@@ -246,8 +296,11 @@ def _answer(
         # Wherever the import hangs, and whatever it blocks.
         if when_it_ends(life, signal.SIGKILL):
             os._exit(1)
-        if identity:
-            identity.assume()  # it imports the program, as the workers do
+        for variable in OF_THE_SERVICE:  # as the workers, it is not to speak for the service
+            os.environ.pop(variable, None)
+        if identity:  # it imports the program, as the workers do
+            identity.leave()
+            identity.assume()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
             told = _told(find())
@@ -258,7 +311,7 @@ def _answer(
         except Exception as error:  # user code: a class may object to being looked at
             last = f"{type(error).__name__}: {error}"
             told = {"error": f"cannot tell what it is: {last}", "report": users_traceback(error)}
-        os.pwrite(paper, json.dumps(told).encode(), 0)
+        answer.write(paper, told)
     finally:
         flush_streams()
         os._exit(0)
@@ -267,7 +320,10 @@ def _answer(
 def _ending(status: int | None) -> str:
     if status is None:
         return "nobody knows how"
-    return f"exit code {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
+    if status >= 0:
+        return f"exit code {status}"
+    known = signal.Signals.__members__.values()
+    return f"killed by {signal.Signals(-status).name if -status in known else f'signal {-status}'}"
 
 
 @dataclass
@@ -286,6 +342,7 @@ class _Run:
     serve: Callable[[MasterHandle], object] = nothing
 
     def go(self, daemon: bool) -> None:
+        _load_modules(self.told["modules"])
         if self.told["loops"]:
             from ..aio.turns import Shares
 
@@ -323,6 +380,7 @@ class _Run:
     def load_certificate(self) -> None:
         """Here, since a worker may be another user by then, who must not read the key."""
         if self.told["alpn"] is not None and "certfile" in self.keywords:
+            from .. import tls  # noqa: F401 - for the workers
             from ..credentials import credentials
 
             files = self.keywords["certfile"], self.keywords.get("keyfile")

@@ -23,7 +23,7 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NOBODYS = (_OURS, "<frozen importlib.", os.path.dirname(importlib.__file__) + os.sep)
 _USUAL = ("application", "app")  # names that are tried where none is said
 
-_WORDS = {
+KINDS = {
     "handler": "a request handler class",
     "server": "a server class",
     "wsgi": "a WSGI application",
@@ -79,7 +79,7 @@ class Target:
 
     def load(self) -> "Thing":
         """Import it, now. Raises LoadError."""
-        importlib.invalidate_caches()  # a file may be newer than this process
+        _forget_directories()
         try:
             module = self._import()
             name = self.thing or next(filter(lambda n: hasattr(module, n), _USUAL), "")
@@ -121,6 +121,16 @@ class Target:
         sys.modules[name] = module  # dataclasses and pickle look it up there
         spec.loader.exec_module(module)
         return module
+
+
+def _forget_directories() -> None:
+    """A file may be newer than this process. ``importlib.invalidate_caches()`` would do it, and
+    loads ``importlib.metadata`` (CPython 3.13), thirty modules, in each worker."""
+    for path, finder in list(sys.path_importer_cache.items()):
+        if finder is None:
+            del sys.path_importer_cache[path]  # there was no such directory
+        elif hasattr(finder, "invalidate_caches"):
+            finder.invalidate_caches()
 
 
 def _attribute(target: Target, owner: Any, name: str) -> Any:
@@ -207,7 +217,7 @@ class Thing:
         if len(kinds) == 1:
             return kinds[0]
         if kinds:
-            raise Misuse(f"{name}{signature} may be {_WORDS['work']} or {_WORDS['wsgi']}: "
+            raise Misuse(f"{name}{signature} may be {KINDS['work']} or {KINDS['wsgi']}: "
                          "say which by --as")  # fmt: skip
         raise Misuse(
             f"{name}{signature} is nothing that can be served: a work function takes (master), "
@@ -245,4 +255,4 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
 
 
 def words_for(kind: str) -> str:
-    return _WORDS[kind]
+    return KINDS[kind]
