@@ -17,6 +17,7 @@ import mmap
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
@@ -25,6 +26,8 @@ from .text import printable
 
 _STRETCH: Final = 1 << 20  # bytes; sparse: what is not written takes no memory
 _SLOTS: Final = 16  # whose stretches are in one file
+_PIECE: Final = 1 << 16
+_BLANK: Final = bytes(_PIECE)
 STACKS: Final = "prefork-stacks"
 _LONGEST: Final = 64 * 1024  # bytes that are worth a log record
 
@@ -57,21 +60,13 @@ class Reports:
         os.lseek(self.stacks, 0, os.SEEK_SET)
 
     def read(self, slot: int) -> str:
-        file, _, start = self._place(slot)
-        try:
-            start, end = os.lseek(file, start, os.SEEK_DATA), start + _STRETCH
-        except OSError:
-            return ""  # nothing was written here or behind it
-        return cleaned(os.pread(file, max(0, end - start), start).strip(b"\0"))
+        return cleaned(b"".join(text for _, text in self._written(slot)).strip(b"\0"))
 
     def take(self, slot: int) -> str:
         """Read, and wipe for the next worker in this slot."""
         text = self.read(slot)
-        _, memory, start = self._place(slot)
-        try:
-            memory.madvise(mmap.MADV_REMOVE, start, _STRETCH)  # and give the memory back
-        except OSError:  # gVisor refuses it
-            memory[start : start + _STRETCH] = bytes(_STRETCH)
+        for place, _ in self._written(slot):
+            self._place(slot)[1][place : place + _PIECE] = _BLANK
         return text
 
     def close(self) -> None:
@@ -86,6 +81,19 @@ class Reports:
     def _place(self, slot: int) -> tuple[int, mmap.mmap, int]:
         """The descriptor of the file, the file, and where the stretch of this slot begins."""
         return *self._files[slot // _SLOTS], slot % _SLOTS * _STRETCH
+
+    def _written(self, slot: int) -> Iterator[tuple[int, bytes]]:
+        """The pieces of a stretch with something in them, and where each begins.
+
+        It is read by ``pread`` and wiped by the mapping. Any call that takes the lock of the
+        file, as ``pwrite`` and a look for holes do, could wait for ever: a worker holds it in a
+        ``write`` from memory whose pages it never delivers.
+        """
+        file, _, start = self._place(slot)
+        for place in range(start, start + _STRETCH, _PIECE):
+            text = os.pread(file, _PIECE, place)
+            if text != _BLANK:
+                yield place, text
 
 
 def leave_report(fd: int, text: str) -> None:
