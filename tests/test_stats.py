@@ -452,11 +452,9 @@ def test_how_many_wait_at_a_listener_is_told(start: Starter) -> None:
         client.sendall(b"hold")
         client.recv(100)
         waiting = [server.connect() for _ in range(3)]
-        board = board_of(server)
-        eventually(lambda: read(board, SECOND).listeners[0].queue == 3)
+        eventually(lambda: read(board_of(server), SECOND).listeners[0].queue == 3)
         for one in waiting:
             one.close()
-        board.close()
 
 
 def board_of(server: Server) -> Scoreboard:
@@ -512,9 +510,7 @@ def test_over_http_handlers_that_raise_are_counted_too(start: Starter, kind: str
     server.expect_error("of mine", "failed", "^Traceback")
     for _ in range(2):
         server.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    board = board_of(server)
-    eventually(lambda: read(board, SECOND).errors == 2)
-    board.close()
+    eventually(lambda: read(board_of(server), SECOND).errors == 2)
 
 
 def test_a_wsgi_application_may_fail_where_there_is_no_worker() -> None:
@@ -539,7 +535,6 @@ def test_a_worker_whose_threads_serve_is_busy(start: Starter) -> None:
     serve(Asked, Server, workers=1)
     """)
     server.ready()
-    board = board_of(server)
     with server.connect() as client:
         client.sendall(b"hold")
         assert client.recv(100) == b"held"
@@ -547,8 +542,7 @@ def test_a_worker_whose_threads_serve_is_busy(start: Starter) -> None:
         assert (worker["state"], worker["requests"]) == ("busy", 2)
         client.sendall(b"go")
         read_all(client)
-    eventually(lambda: read(board, SECOND).workers[0].state == "idle")
-    board.close()
+    eventually(lambda: read(board_of(server), SECOND).workers[0].state == "idle")
 
 
 @pytest.mark.processes
@@ -674,9 +668,7 @@ def test_a_loop_tells_what_it_holds_for_how_long_and_what_raised(start: Starter)
         assert worker["note"] == "last order"
         assert worker["busy"] > 0
         assert told["counters"] == {"orders": 1}
-    board = board_of(server)
-    eventually(lambda: read(board, SECOND).workers[0].state == "idle")
-    board.close()
+    eventually(lambda: read(board_of(server), SECOND).workers[0].state == "idle")
     assert server.quit() == 0
     assert json.loads(server.saw("^end (.*)")[0][1])["requests"] == 3
 
