@@ -189,9 +189,9 @@ def answer(raw):
     os.pwrite(paper(), raw, 0)
     os._exit(0)
 def late(raw):
+    parent = os.getpid()
     if os.fork() == 0:
-        gone = os.getppid()
-        while os.getppid() == gone:
+        while os.getppid() == parent:
             time.sleep(0.001)
         answer(raw)
     os._exit(0)
