@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import pytest
-
 _DEVICE = "/dev/net/tun"
 _NAMESPACE = "/proc/thread-self/ns/net"
 _CLONE_NEWNET = 0x40000000
@@ -28,10 +26,8 @@ _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFFLAGS = 0x8916, 0x891C, 0x8914
 _IFF_UP = 1
 _PACKET = 1 << 16  # bytes; more than any that a device has
 
-needs_hosts = pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists(_DEVICE),
-    reason=f"two hosts need root, to make network namespaces, and {_DEVICE}",
-)
+POSSIBLE = os.geteuid() == 0 and os.path.exists(_DEVICE)
+NEEDS = f"two hosts need root, to make network namespaces, and {_DEVICE}"
 
 
 @dataclass
@@ -57,9 +53,11 @@ def two_hosts(delay: float) -> Iterator[tuple[Host, Host]]:
         hosts = [stack.enter_context(_host(f"10.77.0.{number}")) for number in (1, 2)]
         devices = [host.device for host in hosts]
         command = [sys.executable, __file__, str(delay), *map(str, devices)]
-        relay = subprocess.Popen(command, pass_fds=devices)
-        stack.callback(relay.wait)
+        relay = stack.enter_context(
+            subprocess.Popen(command, pass_fds=devices, stdout=subprocess.PIPE)
+        )
         stack.callback(relay.kill)
+        assert relay.stdout and relay.stdout.read(1), "the relay did not start"
         yield hosts[0], hosts[1]
 
 
@@ -107,6 +105,7 @@ def _relay(delay: float, devices: list[int]) -> None:
         waiting.register(device, select.POLLIN)
     under_way: list[tuple[float, int, int, bytes]] = []  # when it arrives, a number, where, what
     number = 0
+    os.write(1, b"!")  # from here on no packet is late
     while True:
         left = under_way[0][0] - time.monotonic() if under_way else 3600.0
         for device, _ in waiting.poll(max(0.0, left) * 1000):

@@ -13,10 +13,14 @@ import pytest
 
 from .certificates import make_certificate
 from .conftest import PATIENCE, Server, Starter
-from .distance import Host, needs_hosts, two_hosts
+from .distance import NEEDS, POSSIBLE, Host, two_hosts
 from .hammer import Address, ask_http, ask_once, connected
 
-pytestmark = [pytest.mark.processes, needs_hosts, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(not POSSIBLE, reason=NEEDS),
+    pytest.mark.timeout(120),
+]
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 CLIENTS = 30  # of each server
@@ -158,7 +162,7 @@ def test_a_stop_loses_no_client_that_is_connected(start: Starter, delay: float) 
         counts = there.clients_around(signal.SIGQUIT)
         assert {server.wait() for server in there.servers.values()} == {0}
     assert losses(counts, "served", "refused") == {}
-    assert all(each["served"] for each in counts.values())
+    assert sum(each["served"] for each in counts.values()) > CLIENTS
 
 
 @pytest.mark.parametrize("delay", [0, 0.1, 0.3])
