@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "connection": {"vigil"},
     "reports": {"scoreboard", "text"},
     "titles": {"text"},
-    "terminal": {"scoreboard"},
+    "terminal": {"scoreboard", "output", "signals", "text"},
     "reaper": set(),
     "account": {"scoreboard", "signals", "stats", "wear"},
     "counter": {"errors", "here", "scoreboard", "settings"},

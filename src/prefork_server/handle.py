@@ -36,6 +36,7 @@ from .scoreboard import (
     in_ns,
 )
 from .signals import Bell, Relay
+from .terminal import Prints
 from .text import printable
 from .titles import Title
 from .vigil import Vigil
@@ -54,6 +55,7 @@ class Shared:
     life: int  # the read end of a pipe that ends when the master does
     master_pid: int
     generation: int = 1
+    prints: Prints | None = None  # where the worker prints, if that is not its own terminal
 
 
 class MasterHandle(Leave):

@@ -36,7 +36,7 @@ from .scoreboard import IN_HAND, LEFT, SECOND, SERVING, SINCE, STATE, Scoreboard
 from .settings import MAX_WORKERS
 from .signals import HEARD, WHERE, Inbox, Relay, all_blocked
 from .systemd import Notifier
-from .terminal import Terminal, is_ours
+from .terminal import Prints, Terminal, is_ours
 from .titles import Title
 from .upgrade import Upgrade
 from .worker import become_worker
@@ -64,6 +64,8 @@ class Master:
         self._reports = Reports()
         self._title = Title(job.app_name)
         self._terminal = Terminal()
+        drops = job.identity is not None and job.identity.drops
+        self._prints = Prints(self._inbox) if drops else None
         self._on_main_thread = threading.current_thread() is threading.main_thread()
         # On another it is the program that is the service, and not we.
         self._notifier = Notifier(
@@ -114,6 +116,8 @@ class Master:
             now_ns = self._now()
             self._reap(now_ns)
             self._rotation.look(self._everybody())
+            if self._prints:
+                self._prints.pass_on()
             if self._upgrade.look(now_ns, self._serves()):
                 for pool in self._pools:
                     pool.hand_over()
@@ -326,6 +330,7 @@ class Master:
                 self._life,
                 self._pid,
                 pool.generation,
+                self._prints,
             )
             become_worker(slot, job, shared, mask)
         finally:
@@ -397,6 +402,8 @@ class Master:
 
     def _release(self) -> None:
         self._title.restore()
+        if self._prints:
+            self._prints.close()
         os.close(self._life)
         drop(self._lifeline)
         for each in (self._upgrade, self._inbox, self._relay, self._reports, self._board):

@@ -51,7 +51,8 @@ class Identity:
         if 0 not in but:  # inetd passes a listening socket there
             os.dup2(null, 0)
         for fd in (1, 2):
-            _reopen_terminal(fd, null)
+            if os.isatty(fd):  # to read what is typed, or to write escape sequences
+                os.dup2(null, fd)
         os.close(null)
         close_passed_on(but)
         if self.login:
@@ -102,22 +103,6 @@ class Identity:
         except PermissionError:
             return
         raise RuntimeError("privileges were dropped, and could be had again")
-
-
-def _reopen_terminal(fd: int, null: int) -> None:
-    """Replace a terminal at ``fd`` by the same terminal, write-only; by ``null`` if that fails.
-
-    A shell opens it for reading, too: a worker could read what is typed. And the flags of its open
-    file description, O_NONBLOCK for instance, are the shell's as well.
-    """
-    if not os.isatty(fd):
-        return
-    try:
-        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY)
-    except OSError:  # it was hung up, or there is no /proc
-        own = os.dup(null)
-    os.dup2(own, fd)
-    os.close(own)
 
 
 def _gain_no_privileges() -> None:

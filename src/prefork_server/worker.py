@@ -70,6 +70,8 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     try:
         if job.identity:
             job.identity.leave({listener.socket.fileno() for listener in job.listeners})
+            if shared.prints:
+                shared.prints.print_here()
             job.identity.assume()
         job.hooks.after_fork(master)
         cover()  # log handlers, too, that the program has made since the fork
