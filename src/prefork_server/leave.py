@@ -39,8 +39,8 @@ class Drain:
     """
 
     def __init__(self, now: float, quiet: float) -> None:
-        self.look_at = now + quiet  # when to look again, if nothing happens before
-        self.asks = quiet > 0  # whether handshakes are to be looked for
+        self.look_at: float = now + quiet  # when to look again, if nothing happens before
+        self.asks: bool = quiet > 0  # whether handshakes are to be looked for
         self._quiet = quiet
         self._begun = now
         self._farewell = now + FAREWELL
