@@ -114,6 +114,77 @@ def test_a_reader_that_has_stopped_is_waited_for_once_and_told_when_it_is_back(
     assert out.write(b"closed\n") == 7
 
 
+def test_a_file_that_takes_the_place_of_a_pipe_is_appended_to(
+    ends: tuple[int, int], tmp_path: Path
+) -> None:
+    reader, writer = ends
+    out = Output(writer)
+    out.write(b"to the pipe\n")
+    log = tmp_path / "log"
+    log.write_bytes(b"of yesterday, and long enough\n")
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, writer)
+    os.close(file)
+    for number in range(3):
+        out.write(b"line %d\n" % number)
+    assert log.read_bytes() == b"of yesterday, and long enough\nline 0\nline 1\nline 2\n"
+    assert os.read(reader, 99) == b"to the pipe\n"
+
+
+@pytest.mark.parametrize("way", ["by a flag of the call", "opened anew"])
+def test_a_default_timeout_of_the_program_changes_no_output_on_a_socket(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    for name, value in WAYS[way].items():
+        monkeypatch.setattr(f"prefork_server.output.{name}", value)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        out = Output(theirs.fileno())
+        socket.setdefaulttimeout(PATIENCE)
+        try:
+            out.write(b"a line\n")
+            assert os.get_blocking(theirs.fileno())  # the description is shared with others
+            fill(theirs.fileno())
+            begun = time.monotonic()
+            out.write(b"lost\n")
+            assert time.monotonic() - begun < PATIENCE / 2
+        finally:
+            socket.setdefaulttimeout(None)
+        assert ours.recv(7) == b"a line\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+@pytest.mark.parametrize("controlling", [True, False])
+def test_a_terminal_of_another_user_is_written_to_and_not_waited_for(controlling: bool) -> None:
+    ours, terminal = pty.openpty()
+    ended, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            os.setsid()
+            os.setresuid(65534, 65534, 65534) if not controlling else os.login_tty(terminal)
+            fd = 1 if controlling else terminal
+            os.setresuid(65534, 65534, 65534)
+            output._NOWAIT = 0
+            out = Output(fd)
+            out.write(b"a line\n")
+            for _ in range(2000):
+                out.write(b"x" * 100 + b"\n")
+            os.write(end, b"written")
+        os._exit(0)
+    os.close(end)
+    os.close(terminal)
+    try:
+        assert select.select([ended], [], [], PATIENCE)[0], "it waits for the reader"
+        assert os.read(ended, 9) == b"written"
+        assert os.read(ours, 8) == b"a line\r\n"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ended)
+        os.close(ours)
+
+
 def test_others_who_write_there_still_wait(ends: tuple[int, int]) -> None:
     _, writer = ends
     fill(writer)

@@ -585,7 +585,7 @@ def test_one_that_leaves_while_it_boots_keeps_its_place() -> None:
     assert is_empty(plan(pool, at=50))
 
 
-@pytest.mark.parametrize(("wanted", "most"), [(1, 9), (4, 12), (20, 60)])
+@pytest.mark.parametrize(("wanted", "most"), [(1, 33), (4, 36), (20, 100)])
 @pytest.mark.parametrize("word", [LEAVING, DUE])
 def test_workers_that_leave_and_never_go_are_replaced_up_to_a_bound(
     monkeypatch: pytest.MonkeyPatch, word: int, wanted: int, most: int
@@ -602,25 +602,26 @@ def test_workers_that_leave_and_never_go_are_replaced_up_to_a_bound(
     assert most <= len(pool) <= most + spare
 
 
-def test_at_that_bound_a_worker_that_dies_is_replaced() -> None:
-    pool = a_pool(workers=1, running=[1], graceful_timeout=1e6)
-    for slot in range(1, 9):
+def test_at_that_bound_a_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.test_pool.SLOTS", 200)
+    pool = a_pool(workers=1, running=[1], timeout=None, graceful_timeout=1e6)
+    for slot in range(1, 33):
         serve(pool, slot)
         leave(pool, slot)
         carry_out(pool, at=slot * 2)
         boot(pool, slot + 1, at=slot * 2)
-    serve(pool, 9)
-    leave(pool, 9)
-    assert is_empty(carry_out(pool, at=20))
-    die(pool, 9, at=20, status=0)
-    assert carry_out(pool, at=20).fork == (9,)
-    boot(pool, 9, at=21)
-    serve(pool, 9)
-    leave(pool, 9)
-    assert is_empty(carry_out(pool, at=22))
-    die(pool, 3, at=22, status=0)  # one that was on its way out: there is room again
-    todo = carry_out(pool, at=22)
-    assert (todo.fork, slots(todo.retire)) == ((3,), [9])
+    serve(pool, 33)
+    leave(pool, 33)
+    assert is_empty(carry_out(pool, at=70))
+    die(pool, 33, at=70, status=0)
+    assert carry_out(pool, at=70).fork == (33,)
+    boot(pool, 33, at=71)
+    serve(pool, 33)
+    leave(pool, 33)
+    assert is_empty(carry_out(pool, at=72))
+    die(pool, 3, at=72, status=0)  # one that was on its way out: there is room again
+    todo = carry_out(pool, at=72)
+    assert (todo.fork, slots(todo.retire)) == ((3,), [33])
 
 
 def test_surplus_and_those_who_leave_go_together() -> None:

@@ -7,13 +7,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefork_server.logfiles import LogFile, reopen, speaking
+from prefork_server.logfiles import LogFile, guarded, reopen, speaking
 
 from .conftest import Server, Starter, eventually
 
@@ -352,6 +353,46 @@ def test_a_handler_of_ones_own_that_fails_ends_neither_master_nor_worker(
     server.signal(signal.SIGUSR1)
     server.saw("rotation 2 done: nobody writes to the old files")
     assert (tmp_path / "own").exists()
+
+
+def test_without_a_user_the_files_of_the_program_are_its_own(tmp_path: Path) -> None:
+    class Dated(logging.FileHandler):
+        def _open(self) -> Any:
+            return open(f"{self.baseFilename}-2026", "a")
+
+    (tmp_path / "real").touch()
+    (tmp_path / "link").symlink_to("real")
+    linked, dated = logging.FileHandler(tmp_path / "link"), Dated(tmp_path / "dated")
+    try:
+        (tmp_path / "real").rename(tmp_path / "real.1")
+        assert reopen() == []
+        linked.stream.write("new")
+        linked.flush()
+        assert (tmp_path / "real").read_text() == "new"
+        assert sorted(each.name for each in tmp_path.iterdir()) == [
+            *("dated-2026", "link", "real", "real.1")
+        ]
+    finally:
+        linked.close()
+        dated.close()
+
+
+def test_after_a_rotation_with_a_user_no_process_holds_the_old_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+    handler = logging.FileHandler(path)
+    try:
+        with guarded([os.getuid()]):
+            path.rename(tmp_path / "old")
+            assert reopen() == []
+            links = []
+            for fd in os.listdir("/proc/self/fd"):
+                with suppress(FileNotFoundError):  # the one of listdir() itself
+                    links.append(os.readlink(f"/proc/self/fd/{fd}"))
+            assert str(path) in links and str(tmp_path / "old") not in links
+    finally:
+        handler.close()
 
 
 def test_one_that_waits_for_its_first_line_is_left_to_wait(tmp_path: Path) -> None:

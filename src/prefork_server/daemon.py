@@ -45,7 +45,7 @@ def daemonize(serve: Serve) -> tuple[int, list[str]]:
                 _leave_terminal(serve, theirs, mask)
         with suppress(ChildProcessError):  # where SIGCHLD is ignored the system reaps it
             os.waitpid(child, 0)
-        with ours.makefile("r", encoding="utf-8", newline="") as pipe:
+        with ours.makefile("r", encoding="utf-8", errors="replace", newline="") as pipe:
             kind, *words = pipe.read().split(_END)
     if kind == _READY:
         return int(words[0]), words[1:]

@@ -173,7 +173,8 @@ class MasterHandle(Leave):
     def retire(self) -> None:
         """Finish what is at hand, then go: ``wants_me_alive()`` is False from here on.
 
-        The master replaces this worker at once, and kills it if it is not gone after
+        The master replaces this worker at once, unless so many are on their way out already (four
+        times as many as are wanted, and at least 32), and kills it if it is not gone after
         ``graceful_timeout``.
         """
         self._go()

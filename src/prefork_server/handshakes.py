@@ -18,7 +18,7 @@ _DUMP: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP: all rows that fit
 _ERROR, _DONE = 2, 3  # types of messages
 _SYN_RECV: Final = 3  # the state; the kernel means its request sockets, too
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, sender
-_ASKED: Final = struct.Struct("=BBxxI2s50x")  # family, protocol, states, the local port
+_ASKED: Final = struct.Struct("=BBxxI2s46x")  # family, protocol, states, the local port
 _ROW: Final = struct.Struct("=4x2s2x16s")  # of a row: the local port and address
 
 

@@ -142,6 +142,7 @@ class Inheritance:
     @contextmanager
     def _talking(self) -> Iterator[socket.socket]:
         talk = socket.socket(fileno=self._talk)
+        talk.setblocking(False)  # whatever socket.setdefaulttimeout() says
         try:
             yield talk
         finally:

@@ -7,6 +7,7 @@ import re
 import stat
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -249,6 +250,8 @@ def guarded(owners: Collection[int]) -> Iterator[None]:
                     f"the log file {_sentence(handler.baseFilename, error)}"
                 ) from error
             stack.callback(opener.close)
+            stack.callback(_openers.pop, handler, None)
+            _openers[handler] = opener
             if hasattr(handler, "_builtin_open"):  # what FileHandler._open opens with
                 stack.callback(setattr, handler, "_builtin_open", handler._builtin_open)
                 handler._builtin_open = opener.open
@@ -281,14 +284,21 @@ class _Opener:
             if self._kept < 0:
                 raise
             return os.dup(self._kept)
+        self.keep(fd)
+        return fd
+
+    def keep(self, fd: int) -> None:
+        """From now on this file is the one that it had."""
         kept, self._kept = self._kept, os.dup(fd)
         if kept >= 0:
             os.close(kept)
-        return fd
 
     def close(self) -> None:
         if self._kept >= 0:
             os.close(self._kept)
+
+
+_openers: "weakref.WeakKeyDictionary[logging.Handler, _Opener]" = weakref.WeakKeyDictionary()
 
 
 def _file_handlers() -> Iterator[Any]:
@@ -329,12 +339,20 @@ def _reopen_handler(
     if old >= 0 and is_at(path, old):
         return
     spare = None  # the new stream until it is in use, the old one from then on
+    opener = _openers.get(handler)
     try:
-        new = _successor_of(old, path, give)
-        try:
-            spare = _stream_of_its_kind(handler, new)
-        finally:
-            os.close(new)
+        if give or opener or isinstance(handler, LogFile):
+            new = _successor_of(old, path, give)
+            try:
+                spare = _stream_of_its_kind(handler, new)
+                if opener:
+                    opener.keep(new)
+            finally:
+                os.close(new)
+        elif set(handler.mode) & set("wx"):  # it was truncated, or made, when it was new
+            spare = open(path, "a", encoding=handler.encoding, errors=handler.errors)  # noqa: SIM115
+        else:
+            spare = handler._open()
         spare = handler.setStream(spare)
     except Exception as error:  # user code: a class may open in a way of its own
         setting = "log_path " if isinstance(handler, LogFile) else ""

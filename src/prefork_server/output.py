@@ -9,10 +9,12 @@ neither a descriptor nor a lock is held, so a fork, a ``dup2()`` or a change of 
 """
 
 import errno
+import fcntl
 import io
 import logging
 import os
 import select
+import signal
 import socket
 import stat
 import sys
@@ -23,11 +25,11 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from .forks import forking
-from .signals import all_blocked
 
 _PATIENCE: Final = 0.1  # seconds, within which a reader that is only busy reads again
 _WHOLE: Final = select.PIPE_BUF  # bytes
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)  # 0: the C library has no pwritev2()
+_TIOCGDEV: Final = 0x80045432
 _NOT_SO: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # of that flag
 
 
@@ -45,7 +47,6 @@ class Output:
         self._torn = False  # the beginning of a line was dropped, its end has not come yet
         self._open = False  # what was written last does not end a line
         self._stalled = False
-        self._is_file = True  # until it is looked at, for each write
         _outputs.add(self)
 
     def write(self, data: Any) -> int:
@@ -66,13 +67,12 @@ class Output:
         try:
             while at < len(text):
                 try:
-                    if self._is_file and self._looks_like_file():
+                    if _never_waits(self.fd):
                         at += os.write(self.fd, text[at:])
                     else:
                         at += _write_now(self.fd, _piece(text, at))
                 except BlockingIOError:
-                    if self._is_file or not self._looks_like_file():  # some say so, too
-                        patience = self._wait(patience)
+                    patience = self._wait(patience)
         except OSError:  # no room, a reader that is gone, a full disk, a closed descriptor
             pass
         self._stalled = at < len(text)
@@ -84,16 +84,6 @@ class Output:
         if dropped:
             self._lost += dropped.count(b"\n")
             self._torn = not dropped.endswith(b"\n")
-
-    def _looks_like_file(self) -> bool:
-        """Whether a write never waits for a reader. What is none is looked at again only when
-        it has no room: one system call for each line is enough."""
-        try:
-            os.lseek(self.fd, 0, os.SEEK_CUR)
-            self._is_file = True
-        except OSError:
-            self._is_file = False
-        return self._is_file
 
     def _wait(self, patience: float) -> float:
         """Wait for room; returns what is left of the patience. Raises TimeoutError."""
@@ -129,6 +119,16 @@ def _piece(text: bytes, start: int) -> bytes:
     return text[start : text.rfind(b"\n", start, end) + 1 or end]
 
 
+def _never_waits(fd: int) -> bool:
+    """Whether a write does not wait for a reader: to a file that has positions. It is asked for
+    each write, since a ``dup2()`` may have put another file there."""
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return False
+    return True
+
+
 def _has_room(fd: int, seconds: float) -> bool:
     room = select.poll()
     room.register(fd, select.POLLOUT)
@@ -145,24 +145,57 @@ def _write_now(fd: int, piece: bytes) -> int:
                 raise
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
-        with socket.socket(fileno=os.dup(fd)) as sock:
+        with _socket_at(os.dup(fd)) as sock:
             return sock.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    # In the background of a terminal with ``stty tostop`` a write sends SIGTTOU, and where that
+    # has a handler it would be repeated for ever; where it is blocked, it is a write.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
-        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:  # another user's, as the output of a container with a user of its own is
+        own = _opened_anew(fd)
+        if own >= 0:
+            try:
+                return os.write(own, piece)
+            finally:
+                os.close(own)
         if stat.S_ISFIFO(mode):
             return _spliced(fd, piece)
         if not _has_room(fd, 0):
-            raise BlockingIOError from None
-        with all_blocked():
-            return os.write(fd, piece)
-    try:
-        # In the background of a terminal with ``stty tostop`` a write sends SIGTTOU, and where
-        # that has a handler it would be repeated for ever; where it is blocked, it is a write.
-        with all_blocked():
-            return os.write(own, piece)
+            raise BlockingIOError
+        return os.write(fd, piece[:1])  # a terminal that has room has it for one byte at least
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _socket_at(fd: int) -> socket.socket:
+    """Without ``socket.setdefaulttimeout()``, which would set O_NONBLOCK on a file description
+    that others share, and wait."""
+    with forking:
+        seconds = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(None)
+        try:
+            return socket.socket(fileno=fd)
+        finally:
+            socket.setdefaulttimeout(seconds)
+
+
+def _opened_anew(fd: int) -> int:
+    """A file description of our own for the pipe or terminal at ``fd``, that does not wait; -1:
+    it may not be opened."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+    with suppress(OSError):  # another user's, as the output of a container is, or after su
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    with suppress(OSError):  # no controlling terminal, or another one
+        own = os.open("/dev/tty", flags)
+        if _device_of(own) == os.fstat(fd).st_rdev:
+            return own
         os.close(own)
+    return -1
+
+
+def _device_of(terminal: int) -> int:
+    """The number of the terminal that ``/dev/tty`` has led to, as ``stat`` tells it."""
+    number = int.from_bytes(fcntl.ioctl(terminal, _TIOCGDEV, bytes(4)), sys.byteorder)
+    return os.makedev(number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00)
 
 
 def _spliced(fd: int, piece: bytes) -> int:

@@ -45,7 +45,7 @@ from .sizing import Sizing
 
 _HURRY_NS = SECOND  # from TERM to KILL, for a worker that blocks TERM
 _PARTING_NS = SECOND  # after so long, one that was told to go holds no successor up
-_FEW = 8  # workers that may always be on their way out while their successors serve
+_FEW = 32  # workers that may always be on their way out while their successors serve
 
 
 @dataclass
@@ -218,7 +218,7 @@ class Pool(Roster):
         if self.wanted == 0:  # none has a successor
             return len(self._workers)
         parting = sum(worker.succeeded for worker in self._workers.values())
-        return max(0, max(2 * self.wanted, _FEW) - parting)
+        return max(0, max(4 * self.wanted, _FEW) - parting)
 
     def _spare(self) -> int:
         """How many more than are wanted there may be because some are due."""

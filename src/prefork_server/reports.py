@@ -17,7 +17,7 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Final
 
@@ -60,14 +60,14 @@ class Reports:
         os.lseek(self.stacks, 0, os.SEEK_SET)
 
     def read(self, slot: int) -> str:
-        return cleaned(b"".join(text for _, text in self._written(slot)).strip(b"\0"))
+        return _text_of(self._written(slot))
 
     def take(self, slot: int) -> str:
         """Read, and wipe for the next worker in this slot."""
-        text = self.read(slot)
-        for place, _ in self._written(slot):
+        pieces = list(self._written(slot))
+        for place, _ in pieces:
             self._place(slot)[1][place : place + _PIECE] = _BLANK
-        return text
+        return _text_of(pieces)
 
     def close(self) -> None:
         self._close()
@@ -94,6 +94,10 @@ class Reports:
             text = os.pread(file, _PIECE, place)
             if text != _BLANK:
                 yield place, text
+
+
+def _text_of(pieces: Iterable[tuple[int, bytes]]) -> str:
+    return cleaned(b"".join(text for _, text in pieces).strip(b"\0"))
 
 
 def leave_report(fd: int, text: str) -> None:

@@ -21,7 +21,7 @@ class Rotation:
         self._board = board
         self._say = journal.say
         self._number = 0  # what stands on the board a worker may have written
-        self._give = identity.own if identity else None
+        self._give = identity.own if identity and identity.drops else None
         self._under_way = False
         self._failed = False  # here, in the master
 

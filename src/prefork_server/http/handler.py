@@ -387,7 +387,9 @@ class HTTPRequestHandler(Asked):
             reply.unframe()
             if not old:  # which knows no interim answers (RFC 9110 15.2)
                 reply.interim(b"".join((*reply.lines, b"\r\n")))
+            wrong = reply.wrong
             reply.reset()
+            reply.wrong = wrong
             return False
         self.close_connection |= reply.frame(
             status, self.command == "HEAD", old, self.close_connection
