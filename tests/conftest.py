@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import settings as properties
 
+from .zygote import FLAGS, Program, fork_program
+
 ROOT = Path(__file__).parent.parent
 # Whoever runs the tests under nohup would have every server ignore the end of its terminal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -106,21 +108,29 @@ class Server:
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
         pass_fds: Sequence[int] = (),
+        executed: bool = False,
     ) -> None:
+        """``executed``: by an interpreter of its own, for tests of the start itself."""
         self.gone, writer = os.pipe()  # end-of-file here: every descendant is gone
         self.expected_errors: list[str] = []
         self.lines: list[str] = []
         self._news = threading.Condition()
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(script), *args],
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=[writer, *pass_fds],
-            start_new_session=True,
-            cwd=cwd,
-            env={**(os.environ if env is None else env), "PYTHONPATH": str(ROOT / "src")},
-        )
+        words, fds = [str(script), *args], [writer, *pass_fds]
+        environ = {**(os.environ if env is None else env), "PYTHONPATH": str(ROOT / "src")}
+        self.process: subprocess.Popen[bytes] | Program
+        if executed:
+            self.process = subprocess.Popen(
+                [sys.executable, *FLAGS, *words],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=fds,
+                start_new_session=True,
+                cwd=cwd,
+                env=environ,
+            )
+        else:
+            self.process = fork_program(words, env=environ, cwd=cwd, stdin=stdin, pass_fds=fds)
         os.close(writer)
         self.pid = self.process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -252,8 +262,9 @@ class Server:
 class Starter:
     """Starts programs; the text of one is all that a test shows of it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, executed: bool = False) -> None:
         self.directory = directory
+        self.executed = executed
         self.servers: list[Server] = []
 
     def __call__(self, program: str, *args: str, **options: Any) -> Server:
@@ -263,14 +274,17 @@ class Starter:
         return self.script(script, *args, **options)
 
     def script(self, script: Path, *args: str, **options: Any) -> Server:
-        server = Server(script, *args, **{"cwd": self.directory, **options})
+        server = Server(
+            script, *args, **{"cwd": self.directory, "executed": self.executed, **options}
+        )
         self.servers.append(server)
         return server
 
 
 @pytest.fixture
 def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Starter]:
-    starter = Starter(tmp_path)
+    executed = request.node.get_closest_marker("executed") is not None
+    starter = Starter(tmp_path, executed)
     yield starter
     for server in starter.servers:
         server.finish()

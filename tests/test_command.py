@@ -434,6 +434,7 @@ def test_what_an_init_system_hands_over_is_served_without_a_bind(
         assert server.count("^import") == 3
 
 
+@pytest.mark.executed
 def test_a_successor_has_what_was_handed_over_too(handed: Callable[..., Server]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one:
         server = handed([one], "env:Looking", "-w", "1").ready()

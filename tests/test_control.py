@@ -135,6 +135,7 @@ def test_a_reload_that_fails_is_told_at_once(serve: Callable[..., Server], tmp_p
         assert let_go(client) in server.workers()
 
 
+@pytest.mark.executed
 def test_upgrade_returns_when_the_successor_has_everything(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_upgrade_returns_when_the_successor_has_everything(
     server.wait()
 
 
+@pytest.mark.executed
 def test_upgrade_in_the_first_seconds_of_a_successor_is_another_one(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ def test_upgrade_in_the_first_seconds_of_a_successor_is_another_one(
     assert not server.anyone_left(PATIENCE)
 
 
+@pytest.mark.executed
 def test_upgrade_of_a_master_that_is_starting_waits_until_it_serves(
     start: Starter, tmp_path: Path
 ) -> None:
@@ -193,6 +196,7 @@ def test_upgrade_of_a_master_that_is_starting_waits_until_it_serves(
     assert not server.anyone_left(PATIENCE)
 
 
+@pytest.mark.executed
 def test_stop_in_the_first_seconds_of_a_successor_stops_both(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -207,6 +211,7 @@ def test_stop_in_the_first_seconds_of_a_successor_stops_both(
     assert not server.anyone_left()
 
 
+@pytest.mark.executed
 def test_an_upgrade_that_fails_is_told_and_the_old_one_serves(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -222,6 +227,7 @@ def test_an_upgrade_that_fails_is_told_and_the_old_one_serves(
         let_go(client)
 
 
+@pytest.mark.executed
 def test_a_second_upgrade_is_refused_while_one_is_under_way(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -301,6 +307,7 @@ def test_beyond_its_limits_scale_is_misuse() -> None:
         (["scale", "2"], "scaling pid {} to 2"),
     ],
 )
+@pytest.mark.executed
 def test_on_a_terminal_a_verb_says_for_how_long_it_has_waited(
     serve: Callable[..., Server], tmp_path: Path, verb: list[str], what: str
 ) -> None:

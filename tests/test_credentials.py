@@ -449,6 +449,7 @@ def test_a_context_of_the_programs_own_is_not_renewed() -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.executed
 def test_without_tls_nothing_of_it_is_loaded(start: Starter) -> None:
     server = start(
         """

@@ -14,7 +14,7 @@ import pytest
 
 from .conftest import PATIENCE, PRELUDE, Server, Starter, alive, children, eventually, title
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.executed]
 
 WAITS = """
     import builtins

@@ -53,6 +53,7 @@ def words_of(command: str, program: str) -> list[str]:
 
 
 @pytest.mark.processes
+@pytest.mark.executed
 def test_the_unit_starts_reloads_upgrades_and_stops_on_the_socket_it_is_given(
     start: Starter, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from .distance import NEEDS, POSSIBLE, Host, two_hosts
 from .hammer import Address, ask_http, ask_once, connected
 
 pytestmark = [
+    pytest.mark.executed,
     pytest.mark.processes,
     pytest.mark.skipif(not POSSIBLE, reason=NEEDS),
     pytest.mark.timeout(120),

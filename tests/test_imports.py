@@ -222,6 +222,7 @@ def imported(server: Server) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *[pytest.param(k, marks=as_root) for k in KINDS_OF_ROOT]])
+@pytest.mark.executed
 def test_nothing_is_imported_after_the_first_fork(
     start: Starter, open_path: Path, kind: str
 ) -> None:

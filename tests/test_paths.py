@@ -138,6 +138,7 @@ def test_what_another_has_put_there_is_left_to_him(
         assert identity(str(path)) == his
 
 
+@pytest.mark.executed
 def test_a_successor_makes_the_path_again_and_who_waits_at_the_old_one_is_served(
     start: Starter, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_successor_makes_the_path_again_and_who_waits_at_the_old_one_is_served
     assert not path.exists()
 
 
+@pytest.mark.executed
 def test_an_upgrade_that_fails_leaves_a_path_that_hup_makes_again(
     start: Starter, tmp_path: Path
 ) -> None:

@@ -218,6 +218,7 @@ def test_a_reload_replaces_the_service_by_one_that_is_ready_before_it_goes(start
     server.saw("generation 2 serves")
 
 
+@pytest.mark.executed
 def test_an_upgrade_hands_the_service_over_and_it_keeps_answering(
     start: Starter, tmp_path: Path
 ) -> None:

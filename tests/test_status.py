@@ -347,6 +347,7 @@ def test_it_is_ready_from_the_first_ready_worker_to_the_beginning_of_the_stop(
 
 
 @pytest.mark.processes
+@pytest.mark.executed
 def test_during_an_upgrade_it_is_ready_all_the_time(start: Starter) -> None:
     server = start(f"""{SHOWN}
     serve(Shown, workers=1, status="127.0.0.1:0", pid_path="x.pid")

@@ -217,6 +217,7 @@ def test_a_lock_file_of_another_user_is_an_error_that_names_it(place: Path) -> N
             claimed(place / "x.pid").__enter__()
 
 
+@pytest.mark.executed
 def test_an_upgrade_hands_both_locks_over_while_readers_lock_what_they_can(
     start: Starter, place: Path, attack: Attack
 ) -> None:

@@ -726,6 +726,7 @@ def test_a_socket_class_of_the_contexts_own_is_used(start_tls: StartTLS, connect
 
 
 @pytest.mark.processes
+@pytest.mark.executed
 def test_another_kind_of_socket_is_refused(start: Starter) -> None:
     server = start("""
         class Odd(socket.socket):
@@ -821,6 +822,7 @@ def test_a_handshake_of_its_own_is_bounded_and_the_worker_lives(
 
 
 @pytest.mark.processes
+@pytest.mark.executed
 def test_an_idle_client_of_a_get_request_keeps_its_worker(start: Starter) -> None:
     server = start("""
         class Server(PreforkMixIn, socketserver.TCPServer):

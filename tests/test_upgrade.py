@@ -35,6 +35,8 @@ from .conftest import (
 from .hammer import HTTPHammer
 from .test_systemd import Init
 
+pytestmark = [pytest.mark.processes, pytest.mark.executed]
+
 PROGRAM = """
     import pathlib
     version = pathlib.Path("version").read_text()
