@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "reaper": set(),
     "account": {"scoreboard", "signals", "stats", "wear"},
     "counter": {"errors", "here", "scoreboard", "settings"},
-    "bulletin": {"acceptor", "counter", "listeners", "plan", "reaper", "scoreboard"},
+    "bulletin": {"acceptor", "counter", "listeners", "plan", "reaper", "scoreboard", "text"},
     "stats": {"counter", "plan", "scoreboard", "text"},
     "wear": {"scoreboard", "settings"},
     "plan": {"scoreboard"},

@@ -11,6 +11,7 @@ from .listeners import Listener
 from .plan import Death
 from .reaper import Used
 from .scoreboard import CRASHES, DEATHS, GENERAL, LAST_DEATHS, SECOND, Scoreboard
+from .text import both_ends
 
 _LONGEST = 3500  # bytes in JSON of what a worker had to say; a notice holds 4080 of all
 _MOST = 200  # listeners that are told of
@@ -54,9 +55,8 @@ class Bulletin:
 
 
 def _cut(report: str) -> str:
-    """A traceback says most at its end, and a stack at its beginning: so both are kept."""
-    kept, half = report, len(report) // 2
+    kept, longest = report, len(report)
     while len(json.dumps(kept)) > _LONGEST:
-        half = half * 3 // 4
-        kept = f"{report[:half]}\n[...]\n{report[-half:]}"
+        longest = longest * 3 // 4
+        kept = both_ends(report, longest)
     return kept

@@ -31,6 +31,14 @@ def one_record(text: str) -> str:
     return "\n".join((first, *rest))
 
 
+def both_ends(text: str, longest: int) -> str:
+    """The text, or the two ends of one with more than ``longest`` characters: a traceback says
+    most at its end, and a stack at its beginning."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest // 2]}\n[...]\n{text[-(longest // 2) :]}"
+
+
 def escape(text: str, limit: int = 8192) -> str:
     """For a field between double quotes: printable ASCII alone, with the quote and the backslash
     escaped, at most ``limit`` characters."""

@@ -14,12 +14,13 @@ from typing import Any, Final
 
 from ..scoreboard import sealed_memory
 from ..settings import Settings
-from ..text import printable
+from ..text import both_ends, printable
 from .options import Misuse
 from .target import KINDS, LoadError
 
 _SIZE: Final = 1 << 22  # bytes, of which the memory holds those that are written
 _LINE: Final = 1000  # characters of a message
+_REPORT: Final = 8192  # characters; it and the message fit into a pipe, so neither is dropped
 _MOST: Final = 1 << 63
 _PROTOCOLS: Final = ("http/1.1",)
 _PACKAGE = __package__.partition(".")[0]
@@ -61,7 +62,7 @@ def read(fd: int, ending: str) -> Told:
     try:
         told = json.loads(raw.decode("utf-8"))
         misuse, failure = (_text(told.get(name)) for name in ("misuse", "error"))
-        report = _text(told.get("report")) or ""
+        report = both_ends(_text(told.get("report")) or "", _REPORT)
         if misuse is None and failure is None:
             return _checked(told)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
