@@ -51,6 +51,12 @@ class Echo(socketserver.BaseRequestHandler):
         while data := self.request.recv(65536):
             self.request.sendall(data)
 
+def put(name, value):  # in the place of a constant or a class of the package
+    module, _, attribute = ("prefork_server." + name).rpartition(".")
+    __import__(module)
+    vars(sys.modules[module])[attribute]  # it is there: a KeyError otherwise
+    setattr(sys.modules[module], attribute, value)
+
 def serve(handler, server_class=PreforkTCPServer, address=("127.0.0.1", 0), **settings):
     with server_class(address, handler, **settings) as server:
         server.serve_forever()

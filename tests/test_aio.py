@@ -51,6 +51,14 @@ async def who(reader, writer):
         writer.write(b"%d" % os.getpid())
     writer.close()
 
+def leave_early():
+    # Long before graceful_timeout is over, which a slow machine may reach on the way: of 100 s,
+    # what goes on is cancelled after 0.5 s, and the worker is to be gone after 1 s.
+    put("aio.life._CANCEL", 0.005)
+    put("aio.life._LEAVE", 0.01)
+    put("aio.life._CANCEL_BEFORE", 100)
+    put("aio.life._LEAVE_BEFORE", 100)
+
 def run(callback=None, address="127.0.0.1:0", **keywords):
     keywords = {"loop": LOOP, "workers": 1, **keywords}
     with PreforkAsyncioServer(address, callback, **keywords) as server:
@@ -562,7 +570,7 @@ def test_tls_and_who_does_not_speak_it(aio: Aio, authority: trustme.CA, tmp_path
 @pytest.mark.parametrize(
     ("hang", "tasks_too"),
     [
-        ("time.sleep(10)", True),
+        ("time.sleep(1000)", True),
         ("while True: pass", True),
         ("sum(range(10**11))", False),  # C that never looks back
     ],
@@ -584,12 +592,10 @@ def test_a_coroutine_that_stops_the_loop_is_found_with_its_line(
     server.expect_error(r"silent for more than 1s at .*app0.py:\d+ in hang, killing", "SIGKILL")
     with server.connect() as waiting:  # accepted before, since it is the first in the queue
         (old,) = server.workers()
-        began = time.monotonic()
         with server.connect() as client:
             client.sendall(b"hang")
             assert read_all(client) == b""
         assert server.ask(b"who") != b"%d" % old
-        assert time.monotonic() - began < 4  # 1 s, and a crowded machine's
         assert read_all(waiting) == b""
     text = (tmp_path / "app0.py").read_text().splitlines()
     line = next(n for n, words in enumerate(text, 1) if hang in words)
@@ -675,14 +681,15 @@ def test_a_callback_that_goes_on_is_cancelled_in_time_and_the_stack_closed(aio: 
             writer.write(b" and ended")
             await asyncio.sleep(0.05)
             print("put its things away")
-    run(endless, after_fork=after_fork, graceful_timeout=2)
+    leave_early()
+    run(endless, after_fork=after_fork, graceful_timeout=100)
     """).all_ready(1)
     with server.connect() as client:
         assert client.recv(5) == b"begun"
         began = time.monotonic()
         server.signal(signal.SIGQUIT)
         assert read_all(client) == b" and ended"
-        assert time.monotonic() - began > 1
+        assert time.monotonic() - began > 0.4
     assert server.wait() == 0
     server.saw("cancelling 1 callbacks that go on")
     assert server.lines.index("put its things away") < server.lines.index("the stack is closed")
@@ -700,7 +707,8 @@ def test_one_that_will_not_be_cancelled_does_not_keep_the_worker(aio: Aio) -> No
                 pass
     async def after_fork(master):
         master.exit_stack.callback(print, "the stack is closed")
-    run(deaf, after_fork=after_fork, graceful_timeout=3)
+    leave_early()
+    run(deaf, after_fork=after_fork, graceful_timeout=100)
     """).all_ready(1)
     with server.connect() as client:
         assert client.recv(5) == b"begun"
@@ -713,7 +721,8 @@ def test_a_stack_that_does_not_close_is_given_up(aio: Aio) -> None:
     server = aio("""
     async def after_fork(master):
         master.exit_stack.push_async_callback(asyncio.sleep, 1000)
-    run(echo, after_fork=after_fork, graceful_timeout=4)
+    leave_early()
+    run(echo, after_fork=after_fork, graceful_timeout=100)
     """).all_ready(1)
     assert server.quit() == 0
     server.saw("exit_stack was not closed in time")
@@ -924,7 +933,8 @@ def test_a_main_that_does_not_look_is_cancelled_and_one_that_raises_is_replaced(
             print("cancelled")
             raise
     open("fail", "w").close()
-    run_asyncio(main, loop=LOOP, workers=1, pid_path=None, graceful_timeout=1)
+    leave_early()
+    run_asyncio(main, loop=LOOP, workers=1, pid_path=None, graceful_timeout=100)
     """).ready()
     server.expect_error("reaped: exit code 1", "^Traceback")
     server.saw("LookupError: no queue")
