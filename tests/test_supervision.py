@@ -140,6 +140,7 @@ def test_a_handler_of_the_programs_own_that_raises_leaves_nobody(
         str(after),
         env=unmeasured(),
     )
+    server.expect_error("^Traceback")  # a ResourceWarning, if it is raised while a module is read
     server.saw("raised of the program's own")
     assert server.wait() == 0  # and the end of the test proves that nobody is left
 
