@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import settings as properties
 
-from .zygote import FLAGS, Program, fork_program
+from tests.zygote import FLAGS, Program, fork_program
 
 ROOT = Path(__file__).parent.parent
 # Whoever runs the tests under nohup would have every server ignore the end of its terminal.

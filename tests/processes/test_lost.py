@@ -1,0 +1,85 @@
+"""In development mode, state that is set in one worker only is told."""
+
+import os
+import re
+
+import pytest
+
+from tests.conftest import Server, Starter
+
+pytestmark = pytest.mark.processes
+
+COUNTING = """
+    from prefork_server import MasterHandle
+
+    class Counting(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.server.hits += 1
+            setattr(self.server, "last", self.client_address)
+            self.server.seen["anybody"] = True  # which nobody can see
+            self.server.counted()
+            self.wfile.write(b"%d" % self.server.master.slot)
+
+    class Server({bases}):
+        hits = 0
+        seen = {{}}
+
+        def after_fork(self, master):
+            self.database = "opened in each worker"
+
+        def counted(self):
+            self.count = self.hits
+
+    with Server(("127.0.0.1", 0), Counting{how}) as server:
+        server.before = "set in the master"
+        server.serve_forever()
+"""
+OURS = COUNTING.format(bases="PreforkTCPServer", how=", workers=1")
+DEV = {**os.environ, "PYTHONDEVMODE": "1"}
+
+
+def told(server: Server) -> list[tuple[str, str]]:
+    return re.findall(r"WARNING +(\w+) is set in worker (\d+) only", server.log)
+
+
+def test_what_a_handler_sets_on_the_server_is_told_once_for_each_name_and_worker(
+    start: Starter,
+) -> None:
+    server = start(OURS, env=DEV)
+    for _ in range(3):
+        assert server.ask(b"") == b"1"
+    assert server.quit() == 0
+    assert sorted(told(server)) == [("count", "1"), ("hits", "1"), ("last", "1")]
+    assert server.count("see docs/state.md") == 3
+
+
+@pytest.mark.parametrize("mixin", ["ThreadingMixIn", "ForkingMixIn"])
+def test_what_the_standard_library_and_we_set_is_not_told(start: Starter, mixin: str) -> None:
+    server = start(
+        f"""
+        class Hello(socketserver.BaseRequestHandler):
+            def handle(self):
+                self.request.sendall(b"hello")
+
+        class Server(PreforkMixIn, socketserver.{mixin}, socketserver.TCPServer):
+            settings = Settings(workers=1)
+
+        with Server(("127.0.0.1", 0), Hello) as server:
+            server.serve_forever()
+        """,
+        env=DEV,
+    )
+    for _ in range(3):
+        assert server.ask(b"") == b"hello"
+    assert server.quit() == 0
+    assert not told(server)
+
+
+def test_without_development_mode_and_inline_nothing_is_told(start: Starter) -> None:
+    for server in (
+        start(OURS),
+        start(COUNTING.format(bases="PreforkTCPServer", how=", inline=True"), env=DEV),
+    ):
+        assert server.ask(b"") == b"1"
+        assert server.quit() == 0
+        assert not told(server)

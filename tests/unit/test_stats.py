@@ -1,0 +1,688 @@
+"""What a server says of itself: figures, deaths, counters, and who may believe them."""
+
+import json
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from prefork_server import ConfigError, PreforkWSGIServer, SharedCounter
+from prefork_server.bulletin import Bulletin
+from prefork_server.plan import Death
+from prefork_server.scoreboard import (
+    BUSY,
+    DEADLINE,
+    ERRORS,
+    GENERAL,
+    LAST_DEATHS,
+    LEAVING,
+    MOVING,
+    NEVER,
+    PAST_REQUESTS,
+    READY,
+    REQUESTS,
+    SECOND,
+    SINCE,
+    WISH,
+    Scoreboard,
+)
+from prefork_server.stats import Stats, read
+from tests.conftest import PATIENCE, Server, Starter, alive, eventually, read_all, unmeasured
+
+ASKED = """
+    import json
+    orders = SharedCounter("orders")
+
+    class Asked(socketserver.BaseRequestHandler):
+        def handle(self):
+            master = current_master()
+            word = self.request.recv(100)
+            if word == b"order":
+                orders.add()
+            elif word == b"hold":
+                master.note("holding \\u00e9")
+                self.request.sendall(b"held")
+                self.request.recv(100)
+            elif word == b"raise":
+                raise ValueError("of mine")
+            elif word == b"hang":
+                time.sleep(1000)
+            elif word == b"die":
+                os._exit(3)
+            self.request.sendall(json.dumps(master.stats().as_dict()).encode())
+"""
+
+
+def asked(server: Server, word: bytes = b"stats") -> Any:
+    return json.loads(server.ask(word))
+
+
+def a_board(slots: int = 3) -> Scoreboard:
+    board = Scoreboard(slots)
+    for slot in range(1, slots + 1):
+        board.clear(slot, 9 * SECOND)
+        board.occupy(slot, 100 + slot, SECOND, 1)
+        board.set(slot, READY, SECOND)
+    return board
+
+
+def a_death(slot: int = 1, expected: bool = False, report: str = "") -> Death:
+    return Death(slot, 100 + slot, 3, 2.5, 7, True, expected, False, report)
+
+
+# Reading
+
+
+def test_what_the_dead_had_counted_stays_in_the_totals() -> None:
+    board = a_board()
+    for slot in (1, 2, 3):
+        board.set(slot, REQUESTS, 10 * slot)
+        board.set(slot, ERRORS, slot)
+    before = read(board, 2 * SECOND)
+    assert (before.requests, before.errors, len(before.workers)) == (60, 6, 3)
+    board.vacate(2, 2 * SECOND)
+    after = read(board, 2 * SECOND)
+    assert (after.requests, after.errors, len(after.workers)) == (60, 6, 2)
+    assert {worker.slot: worker.requests for worker in after.workers} == {1: 10, 3: 30}
+
+
+def test_a_worker_that_dies_while_it_serves_was_busy_until_then() -> None:
+    board = a_board(1)
+    board.set(1, BUSY, SECOND - 3 * SECOND)  # one second, and the present one since 3
+    board.set(1, SINCE, 3 * SECOND)
+    assert read(board, 5 * SECOND).busy == 3
+    board.vacate(1, 6 * SECOND)
+    assert read(board, 60 * SECOND).busy == 4
+
+
+def test_a_worker_can_make_no_total_that_breaks_the_master() -> None:
+    board = a_board()
+    for slot, value in ((1, (1 << 63) - 1), (2, (1 << 63) - 1), (3, -(1 << 63))):
+        for field in (REQUESTS, ERRORS, BUSY):
+            board.set(slot, field, value)
+    board.set(0, MOVING, (1 << 63) - 1)
+    for slot in (1, 2, 3):
+        board.vacate(slot, 5 * SECOND)
+    assert read(board, SECOND).requests == board.get(0, PAST_REQUESTS) == NEVER
+
+
+def test_who_looks_while_one_is_counted_out_looks_again() -> None:
+    board = a_board(1)
+    board.set(1, REQUESTS, 10)
+    looks = []
+
+    class Shown(Scoreboard):
+        def occupied(self) -> list[int]:
+            looks.append(1)
+            if len(looks) == 1:  # the master is just about to add what it has taken away
+                self.vacate(1, SECOND)
+                self.set(0, PAST_REQUESTS, 0)
+            elif len(looks) == 2:
+                self.set(0, PAST_REQUESTS, 10)
+            return super().occupied()
+
+    board.__class__ = Shown
+    assert read(board, SECOND).requests == 10
+    assert len(looks) == 2
+
+
+def test_a_state_is_the_first_that_holds() -> None:
+    def state(**words: int) -> str:
+        board = a_board(1)
+        for name, value in words.items():
+            board.set(
+                1, {"ready": READY, "wish": WISH, "going": LEAVING, "since": SINCE}[name], value
+            )
+        return read(board, SECOND).workers[0].state
+
+    assert state(ready=0) == "booting"
+    assert state() == "idle"
+    assert state(since=5) == "busy"
+    assert state(since=5, wish=1) == state(ready=0, going=1) == "retiring"
+
+
+def test_the_deadline_may_be_past_and_may_be_never() -> None:
+    board = a_board(2)
+    board.set(1, DEADLINE, 3 * SECOND)
+    board.set(2, DEADLINE, NEVER + 17)
+    assert [worker.left for worker in read(board, 5 * SECOND).workers] == [-2, None]
+
+
+def test_a_note_is_of_one_request_and_of_64_bytes() -> None:
+    board = a_board(1)
+
+    def note() -> str:
+        return read(board, SECOND).workers[0].note
+
+    board.set(1, SINCE, 5)
+    board.set_note(1, "é" * 40)
+    assert note() == "é" * 32
+    board.set_note(1, "x" + "é" * 40)  # half of the last one has no room
+    assert note() == "x" + "é" * 31
+    board.set_note(1, "a\nb\x1b[31m\u202e")
+    assert note() == r"a\nb\x1b[31m\u202e"
+    board.set(1, SINCE, 6)  # somebody else
+    assert note() == ""
+    board.set_note(1, "\udcff")
+    assert note() == "?"
+
+
+@given(st.binary(max_size=64))
+def test_whatever_stands_in_a_text_can_be_shown(raw: bytes) -> None:
+    board = a_board(1)
+    board._write(0, raw)
+    board._write(board._notes + 64, raw)
+    board.set(1, SINCE, 5)
+    board.set(1, 15, 5)
+    worker = read(board, SECOND).workers[0]
+    assert (worker.peer + worker.note).isprintable()
+
+
+# What the master says
+
+
+def test_a_notice_that_is_being_written_is_not_read_and_one_too_long_is_not_said() -> None:
+    board = a_board()
+    board.set_notice(1, b"hello")
+    assert (board.notice(0), board.notice(1)) == (b"", b"hello")
+    head, _ = board._page(1)
+    head[0] += 1
+    assert board.notice(1) == b""
+    head[0] = (1 << 63) - 1
+    board.set_notice(1, b"x" * 4080)
+    assert board.notice(1) == b"x" * 4080
+    assert board.notice(2) == b""
+    board.set_notice(1, b"x" * 4081)
+    assert board.notice(1) == b""
+    board.set_notice(GENERAL, b"x" * 60_000)
+    assert len(board.notice(GENERAL)) == 60_000
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None)
+@example(b'{"listeners": [["a", false]], "counters": {"b": true}}')
+@given(
+    st.binary(max_size=4080)
+    | st.builds(lambda v: json.dumps(v).encode()[:4080], _JSON)
+    | st.builds(
+        lambda a, b: json.dumps({"listeners": a, "counters": b}).encode()[:4080], _JSON, _JSON
+    )
+)
+def test_whatever_stands_in_a_notice_breaks_nobody(text: bytes) -> None:
+    board = a_board()
+    for number in (0, GENERAL):
+        board.set_notice(number, text)
+    stats = read(board, SECOND)
+    json.dumps(stats.as_dict())
+    list(text_string_to_metric_families(stats.prometheus()))
+
+
+def test_nested_notices_break_nobody_either() -> None:
+    board = a_board()
+    board.set_notice(0, b"[" * 4000)
+    board.set_notice(GENERAL, b'{"listeners":' + b"[" * 4000)
+    assert read(board, SECOND).last_deaths == ()
+
+
+def test_a_death_is_told_as_it_was_and_how_long_ago() -> None:
+    board = a_board()
+    bulletin = Bulletin(board, [])
+    bulletin.tell_death(a_death(report='File "app.py", line 3\n  <&>'), None, 5 * SECOND)
+    stats = read(board, 65 * SECOND)
+    (death,) = stats.last_deaths
+    assert (death.slot, death.pid, death.status, death.age, death.requests) == (1, 101, 3, 2.5, 7)
+    assert (death.ago, death.report) == (60, 'File "app.py", line 3\n  <&>')
+    assert stats.as_dict()["last_deaths"][0]["cause"] == "exit code 3"
+    assert (stats.deaths, stats.crashes) == (1, 1)
+
+
+def test_the_last_20_deaths_are_kept_and_those_that_were_meant_make_room_first() -> None:
+    board = a_board()
+    bulletin = Bulletin(board, [])
+    for number in range(1, 6):
+        bulletin.tell_death(a_death(number), None, number)
+    for number in range(6, 60):  # a reload
+        bulletin.tell_death(a_death(number, expected=True), None, number)
+    kept = [death.slot for death in read(board, SECOND).last_deaths]
+    assert len(kept) == LAST_DEATHS
+    assert kept == [*range(59, 44, -1), 5, 4, 3, 2, 1]
+    for number in range(60, 90):
+        bulletin.tell_death(a_death(number), None, number)
+    assert [death.slot for death in read(board, SECOND).last_deaths] == [*range(89, 69, -1)]
+    assert (read(board, SECOND).deaths, read(board, SECOND).crashes) == (89, 35)
+
+
+@pytest.mark.parametrize("report", ["x" * 9000, "\U0001f600" * 3000, "\n" * 5000, '"' * 4000])
+def test_of_a_long_report_both_ends_are_kept(report: str) -> None:
+    board = a_board()
+    Bulletin(board, []).tell_death(a_death(report=f"first{report}last"), None, SECOND)
+    told = read(board, SECOND).last_deaths[0].report
+    assert told.startswith("first")
+    assert told.endswith("last")
+    assert "\n[...]\n" in told
+    assert len(told) > 200
+
+
+# Told in other formats
+
+
+def test_metrics_are_what_prometheus_reads() -> None:
+    board = a_board()
+    evil = "a\"b\\c{}'é"
+    text = {"listeners": [["127.0.0.1:1", 3], ["unix:/x", None]], "counters": {evil: 5, "b": 0}}
+    board.set_notice(GENERAL, json.dumps(text).encode())
+    board.set(1, REQUESTS, 12)
+    board.set(1, SINCE, 5)
+    stats = read(board, 2 * SECOND)
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(stats.prometheus())
+        for sample in family.samples
+    }
+    assert samples["prefork_requests_total",] == 12
+    assert samples["prefork_workers", "busy"] == 1
+    assert samples["prefork_workers", "idle"] == 2
+    assert samples["prefork_listener_queue", "127.0.0.1:1"] == 3
+    assert ("prefork_listener_queue", "unix:/x") not in samples
+    assert samples["prefork_counter_total", evil] == 5
+    kinds = {f.name: f.type for f in text_string_to_metric_families(stats.prometheus())}
+    assert kinds["prefork_requests"] == kinds["prefork_counter"] == "counter"
+    assert "unknown" not in kinds.values()
+
+
+def test_as_dict_is_json_and_nothing_is_lost() -> None:
+    board = a_board()
+    Bulletin(board, []).tell_death(a_death(), None, SECOND)
+    stats = read(board, 2 * SECOND)
+    told = json.loads(json.dumps(stats.as_dict()))
+    assert set(told) == set(Stats.__dataclass_fields__)
+    assert len(told["workers"]) == 3
+    assert told["workers"][0]["state"] == "idle"
+
+
+# Counters
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 65, 7, "\u202e"])
+def test_a_counter_has_a_name_that_can_be_shown(name: Any) -> None:
+    with pytest.raises(ConfigError, match="1 to 64 characters"):
+        SharedCounter(name)
+
+
+def test_a_counter_only_grows_and_has_its_name_alone() -> None:
+    counter = SharedCounter("of this test")
+    counter.add()
+    counter.add(0)
+    counter.add(41)
+    assert counter.value == 42
+    assert repr(counter) == "<SharedCounter 'of this test': 42>"
+    with pytest.raises(ValueError, match="only grows"):
+        counter.add(-1)
+    with pytest.raises(ConfigError, match="'of this test' already"):
+        SharedCounter("of this test")
+    del counter
+    assert SharedCounter("of this test").value == 0
+
+
+def test_a_hundred_counters_are_enough() -> None:
+    kept = [SharedCounter(f"number {number}") for number in range(100)]
+    with pytest.raises(ConfigError, match="100"):
+        SharedCounter("one more")
+    del kept
+
+
+# Real servers
+
+
+@pytest.mark.processes
+def test_a_worker_and_the_master_say_the_same_before_the_start_nothing_and_after_the_end_the_last(
+    start: Starter,
+) -> None:
+    server = start(
+        f"""{ASKED}
+    server = PreforkTCPServer(("127.0.0.1", 0), Asked, workers=2)
+    try:
+        server.stats()
+    except RuntimeError as error:
+        print("before:", error)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    server.wait_ready()
+    for line in sys.stdin:
+        print("now", json.dumps(server.stats().as_dict()))
+    server.shutdown()
+    thread.join()
+    print("end", json.dumps(server.stats().as_dict()))
+    """,
+        stdin=-1,
+    )
+    assert server.process.stdin
+    server.saw("before: stats.. tells of a server that runs")
+    with server.connect() as client:
+        client.sendall(b"hold")
+        assert client.recv(100) == b"held"
+        seen = asked(server)
+        server.process.stdin.write(b"\n")
+        server.process.stdin.flush()
+        now = json.loads(server.saw(r"^now (.*)")[0][1])
+        port = client.getsockname()[1]
+        for one in (seen, now):
+            (busy,) = (w for w in one["workers"] if w["note"])
+            assert busy["note"] == "holding é"
+            assert busy["peer"] == f"127.0.0.1:{port}"
+            assert busy["state"] == "busy"
+            assert 0 < busy["busy_for"] <= busy["busy"] <= one["busy"]
+            assert one["pid"] == server.pid
+            assert one["requests"] == 2
+            assert (one["state"], one["wanted"], one["forks"]) == ("serving", 2, 2)
+        client.sendall(b"go")
+        read_all(client)
+    server.process.stdin.close()
+    end = json.loads(server.saw(r"^end (.*)")[0][1])
+    assert (end["requests"], end["state"], end["workers"]) == (2, "stopping", [])
+    assert end["deaths"] == 2
+    assert server.wait() == 0
+
+
+@pytest.mark.processes
+def test_totals_never_go_down_while_workers_are_killed(start: Starter) -> None:
+    server = start(f"{ASKED}\n    serve(Asked, workers=2)", env=unmeasured()).all_ready(2)
+    server.expect_error("killed by SIGKILL")
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.1):
+            for pid in server.workers()[:1]:
+                os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    last: dict[str, Any] = {}
+    try:
+        for _ in range(200):
+            try:
+                told = json.loads(server.ask(b"order") or b"{}")
+            except OSError:
+                continue  # it was killed just then
+            for name in ("requests", "busy", "forks", "deaths"):
+                assert told.get(name, 1 << 60) >= last.get(name, 0), name
+            last = told or last
+    finally:
+        over.set()
+        killer.join()
+    final = asked(server)
+    assert final["deaths"] > 0
+    eventually(lambda: (now := asked(server))["forks"] - now["deaths"] == 2)
+    assert final["requests"] >= final["counters"]["orders"] > 0
+
+
+@pytest.mark.processes
+def test_how_many_wait_at_a_listener_is_told(start: Starter) -> None:
+    server = start(f"""{ASKED}
+    serve(Asked, address=["127.0.0.1:0", "unix:x.sock"], workers=1)
+    """)
+    server.ready()
+    host, port = server.saw(r"listening on ([\d.]+):(\d+), unix:")[0].groups()
+    with server.connect() as client:
+        client.sendall(b"hold")
+        client.recv(100)
+        waiting = [server.connect() for _ in range(3)]
+        client.sendall(b"go")
+        told = json.loads(read_all(client))
+        for one in waiting:
+            one.close()
+    # The master looks once a second, and the last time may have been before they came.
+    assert told["listeners"][1]["queue"] is None
+    assert told["listeners"][0]["address"] == f"{host}:{port}"
+    with server.connect() as client:
+        client.sendall(b"hold")
+        client.recv(100)
+        waiting = [server.connect() for _ in range(3)]
+        eventually(lambda: read(board_of(server), SECOND).listeners[0].queue == 3)
+        for one in waiting:
+            one.close()
+
+
+def board_of(server: Server) -> Scoreboard:
+    for entry in Path(f"/proc/{server.pid}/fd").iterdir():
+        if "prefork-scoreboard" in os.readlink(entry):
+            fd = os.open(entry, os.O_RDONLY)
+            try:
+                return Scoreboard.read_only(fd)
+            finally:
+                os.close(fd)
+    raise AssertionError("it has none")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["", "socketserver.ThreadingMixIn, "])
+def test_handlers_that_raise_are_counted_and_clients_that_go_are_not(
+    start: Starter, kind: str
+) -> None:
+    server = start(f"""{ASKED}
+    class Server({kind}PreforkTCPServer):
+        def handle_error(self, request, peer):
+            pass  # counted before it is asked
+    serve(Asked, Server, workers=1)
+    """)
+    server.ready()
+    for _ in range(3):
+        assert server.ask(b"raise") == b""
+    with server.connect() as client:
+        client.sendall(b"hold")
+        client.recv(100)
+        client.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER: a reset
+    eventually(lambda: asked(server)["errors"] == 3)
+    assert asked(server)["workers"][0]["errors"] == 3
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["own", "plain", "wsgi"])
+def test_over_http_handlers_that_raise_are_counted_too(start: Starter, kind: str) -> None:
+    server = start(f"""
+    from http.server import BaseHTTPRequestHandler
+    from prefork_server import HTTPRequestHandler, PreforkHTTPServer, PreforkWSGIServer
+    def fail(*_):
+        raise ValueError("of mine")
+    class Own(HTTPRequestHandler):
+        do_GET = fail
+    class Plain(BaseHTTPRequestHandler):
+        do_GET = fail
+    served = {{"own": Own, "plain": Plain, "wsgi": fail}}["{kind}"]
+    kind = PreforkWSGIServer if served is fail else PreforkHTTPServer
+    with kind("127.0.0.1:0", served, workers=1) as server:
+        server.serve_forever()
+    """).ready()
+    server.expect_error("of mine", "failed", "^Traceback")
+    for _ in range(2):
+        server.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    eventually(lambda: read(board_of(server), SECOND).errors == 2)
+
+
+def test_a_wsgi_application_may_fail_where_there_is_no_worker() -> None:
+    def fail(*_: object) -> list[bytes]:
+        raise ValueError("of mine")
+
+    with PreforkWSGIServer("127.0.0.1:0", fail) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        host, port = server.server_address
+        with socket.create_connection((host, port), PATIENCE) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert read_all(client).startswith(b"HTTP/1.1 500 ")
+        answering.join()
+
+
+@pytest.mark.processes
+def test_a_worker_whose_threads_serve_is_busy(start: Starter) -> None:
+    server = start(f"""{ASKED}
+    class Server(socketserver.ThreadingMixIn, PreforkTCPServer):
+        pass
+    serve(Asked, Server, workers=1)
+    """)
+    server.ready()
+    with server.connect() as client:
+        client.sendall(b"hold")
+        assert client.recv(100) == b"held"
+        (worker,) = asked(server)["workers"]
+        assert (worker["state"], worker["requests"]) == ("busy", 2)
+        client.sendall(b"go")
+        read_all(client)
+    eventually(lambda: read(board_of(server), SECOND).workers[0].state == "idle")
+
+
+@pytest.mark.processes
+def test_the_deaths_of_workers_are_told_with_cause_and_stack(start: Starter) -> None:
+    server = start(f"{ASKED}\n    serve(Asked, workers=1, timeout=0.3)").ready()
+    server.expect_error(
+        "silent for more than", "exit code 3", "killed by SIGKILL", "handler failed"
+    )
+    server.ask(b"die")
+    assert server.ask(b"hang") == b""
+    hung, died = asked(server)["last_deaths"]
+    assert died["cause"] == "exit code 3"
+    assert (died["slot"], died["status"], died["requests"]) == (1, 3, 1)
+    assert not died["expected"]
+    assert hung["cause"] == "killed by SIGKILL: silent for more than 0.3s"
+    assert hung["status"] == -9
+    assert "in handle" in hung["report"]
+    assert hung["cpu"] > 0
+    assert hung["memory"] > 1 << 20
+    assert 0 <= hung["ago"] <= died["ago"] < PATIENCE
+
+
+@pytest.mark.processes
+def test_what_workers_and_their_threads_have_counted_survives_them(start: Starter) -> None:
+    server = start(
+        """
+    orders = SharedCounter("orders")
+
+    class Count(socketserver.BaseRequestHandler):
+        def handle(self):
+            word = self.request.recv(100)
+            if word == b"die":
+                os._exit(3)
+            def count():
+                for _ in range(1000):
+                    orders.add()
+            threads = [threading.Thread(target=count) for _ in range(8)]
+            [thread.start() for thread in threads]
+            [thread.join() for thread in threads]
+            self.request.sendall(b"%d" % orders.value)
+
+    orders.add(5)  # before the fork, in the master
+    sys.setswitchinterval(1e-6)
+    serve(Count, workers=3)
+    """,
+        env=unmeasured(),
+    )
+    server.ready()
+    server.expect_error("exit code 3")
+    for number in range(1, 6):
+        assert server.ask(b"count") == b"%d" % (8000 * number + 5)
+        server.ask(b"die")
+
+
+@pytest.mark.processes
+def test_a_counter_is_for_workers_and_not_for_what_they_fork_or_make(start: Starter) -> None:
+    server = start("""
+    orders = SharedCounter("orders")
+
+    class Late(socketserver.BaseRequestHandler):
+        def handle(self):
+            try:
+                SharedCounter("late")
+            except RuntimeError as error:
+                self.request.sendall(str(error).encode() + b"\\n")
+            if os.fork() == 0:
+                try:
+                    orders.add()
+                except RuntimeError as error:
+                    self.request.sendall(str(error).encode())
+                os._exit(0)
+            os.wait()
+
+    serve(Late, workers=1)
+    """)
+    made, forked = server.ready().ask(b"").decode().splitlines()
+    assert "is made in a worker, and nobody else would see it" in made
+    assert forked == "this process is a fork of worker 1, and no worker"
+
+
+@pytest.mark.processes
+def test_a_counter_counts_inline_and_so_do_stats(start: Starter) -> None:
+    server = start(f"{ASKED}\n    serve(Asked, inline=True)").ready()
+    asked(server, b"order")
+    told = asked(server, b"order")
+    assert told["counters"] == {"orders": 2}
+    assert (told["requests"], told["state"], told["wanted"]) == (2, "serving", 1)
+    assert [worker["pid"] for worker in told["workers"]] == [server.pid]
+    assert told["listeners"][0]["queue"] == 0
+
+
+@pytest.mark.processes
+def test_a_loop_tells_what_it_holds_for_how_long_and_what_raised(start: Starter) -> None:
+    server = start("""
+    import json
+    from prefork_server.aio import PreforkAsyncioServer
+    orders = SharedCounter("orders")
+
+    async def visit(reader, writer):
+        word = await reader.read(100)
+        if word == b"raise":
+            raise ValueError("of mine")
+        if word == b"hold":
+            writer.write(b"held")
+            await reader.read(100)
+        orders.add()
+        current_master().note("last order")
+        writer.write(json.dumps(current_master().stats().as_dict()).encode())
+        writer.close()
+
+    with PreforkAsyncioServer("127.0.0.1:0", visit, workers=1) as server:
+        server.serve_forever()
+        print("end", json.dumps(server.stats().as_dict()))
+    """).ready()
+    server.expect_error("client_connected_cb failed", "Traceback")
+    server.ask(b"raise")
+    with server.connect() as client:
+        client.sendall(b"hold")
+        assert client.recv(100) == b"held"
+        told = asked(server)
+        (worker,) = told["workers"]
+        assert (worker["state"], worker["errors"], worker["requests"]) == ("busy", 1, 3)
+        assert worker["note"] == "last order"
+        assert worker["busy"] > 0
+        assert told["counters"] == {"orders": 1}
+    eventually(lambda: read(board_of(server), SECOND).workers[0].state == "idle")
+    assert server.quit() == 0
+    assert json.loads(server.saw("^end (.*)")[0][1])["requests"] == 3
+
+
+@pytest.mark.processes
+def test_a_work_function_without_listeners_has_notes_and_stats(start: Starter) -> None:
+    server = start("""
+    def work(master):
+        master.note(f"job {master.slot}")
+        while master.wait(0.1):
+            if all(worker.note for worker in preforker.stats().workers):
+                print([worker.note for worker in master.stats().workers])
+
+    preforker = Preforker(work, workers=2, pid_path=None)
+    preforker.run()
+    """)
+    server.saw(r"^\['job 1', 'job 2'\]")
+    assert all(map(alive, server.workers()))
