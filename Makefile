@@ -52,7 +52,8 @@ format: $(BIN)/.made ## put the code in order
 
 fuzz: $(BIN)/.made ## 100,000 mutated HTTP requests, judged by h11 as well; SEED=... for others
 	MUTATIONS=100000 $(BIN)/python -m pytest -n 0 --hypothesis-profile=default \
-		tests/unit/test_wire_h11.py tests/unit/test_wire.py tests/edges/test_proxy.py tests/unit/test_stats.py
+		tests/edges/test_wire_h11.py tests/unit/test_wire.py tests/edges/test_proxy.py \
+		tests/unit/test_stats.py
 
 prove: ## the five promises, live, in 30 seconds
 	@exec $(PYTHON) -m benchmarks.prove

@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import trustme
 from hypothesis import settings as properties
 
 from tests.zygote import FLAGS, Program, fork_program
@@ -294,6 +296,19 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Starter]:
     yield starter
     for server in starter.servers:
         server.finish()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """It issues certificates that only what is made by ``client_context`` trusts."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    return context
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import PATIENCE, Server, Starter, read_all
 from tests.processes.test_http import GET, HTTP, LAST, Client
-from tests.unit.test_wire_h11 import SEED, mutated
+from tests.edges.test_wire_h11 import SEED, mutated
 from tests.wire_reader import ways
 
 pytestmark = pytest.mark.processes

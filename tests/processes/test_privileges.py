@@ -4,7 +4,6 @@ import grp
 import json
 import os
 import pty
-import pwd
 import re
 import select
 import signal
@@ -19,11 +18,11 @@ from typing import Any
 import pytest
 
 from prefork_server import ConfigError, Settings
-from prefork_server.privileges import Identity, identity_of
+from prefork_server.privileges import identity_of
 from tests.conftest import PATIENCE, PRELUDE, ROOT, Starter, alive, eventually, read_all, unmeasured
+from tests.unit.test_privileges import NOBODY
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-NOBODY = pwd.getpwnam("nobody")
 
 WHO = """
     import json
@@ -144,32 +143,6 @@ def test_the_path_of_a_unix_server_and_its_logs_are_the_users(
         assert client.recv(10) == b"hello"
 
 
-@pytest.mark.parametrize(
-    ("identity", "sentence"),
-    [
-        (Identity(None, 8, (8,), None), "the groups are not those of"),
-        (Identity(7, None, (), None), "the user is not that of"),
-    ],
-)
-def test_a_system_call_that_did_nothing_is_found_out(
-    monkeypatch: pytest.MonkeyPatch, identity: Identity, sentence: str
-) -> None:
-    for name in ("setgroups", "setresgid", "setresuid"):
-        monkeypatch.setattr(os, name, lambda *_: None)
-    with pytest.raises(RuntimeError, match=sentence):
-        identity.assume()
-
-
-def test_privileges_that_could_be_had_again_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("setgroups", "setresgid", "setresuid", "setuid"):
-        monkeypatch.setattr(os, name, lambda *_: None)
-    monkeypatch.setattr(os, "getresuid", lambda: (7, 7, 7))
-    monkeypatch.setattr(os, "getresgid", lambda: (8, 8, 8))
-    monkeypatch.setattr(os, "getgroups", lambda: [8])
-    with pytest.raises(RuntimeError, match="could be had again"):
-        Identity(7, 8, (8,), None).assume()
-
-
 def test_a_worker_that_cannot_drop_does_not_run_the_program(start: Starter) -> None:
     server = start("""
         import prefork_server.privileges
@@ -184,35 +157,6 @@ def test_a_worker_that_cannot_drop_does_not_run_the_program(start: Starter) -> N
     assert server.wait() == 0
     assert "not today" in server.saw("^failed: (.*)")[0][1]
     server.expect_error("reaped before it was ready", "Traceback")
-
-
-def test_only_root_may_name_another_than_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: NOBODY.pw_uid)
-    monkeypatch.setattr(os, "getresuid", lambda: (NOBODY.pw_uid,) * 3)
-    monkeypatch.setattr(os, "getresgid", lambda: (NOBODY.pw_gid,) * 3)
-    assert identity_of(Settings(user="nobody")) is None
-    assert identity_of(Settings(user="nobody", umask=7)) == Identity(None, None, (), 7)
-    for wrong in (Settings(user="root"), Settings(group="root"), Settings(user=0)):
-        with pytest.raises(ConfigError, match="only root can become somebody else"):
-            identity_of(wrong)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        (Settings(user="no-such-user"), "there is no user 'no-such-user'"),
-        (Settings(group="no-such-group"), "there is no group 'no-such-group'"),
-    ],
-)
-def test_who_does_not_exist_is_named_before_anything_is_forked(
-    settings: Settings, sentence: str
-) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        identity_of(settings)
-
-
-def test_nobody_is_named_by_default() -> None:
-    assert identity_of(Settings()) is None
 
 
 def test_a_umask_that_lets_everybody_write_is_warned_of(start: Starter) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prefork_server import ConfigError
-from prefork_server.scoreboard import NEVER, SECOND
-from prefork_server.systemd import Notifier, handed_over
+from prefork_server.scoreboard import SECOND
+from prefork_server.systemd import Notifier
 from tests.conftest import PATIENCE, ROOT, Starter
 
 
@@ -155,29 +154,6 @@ def test_one_who_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {},
-        {"NOTIFY_SOCKET": ""},
-        {"WATCHDOG_USEC": "1000000"},  # and nobody to tell
-        {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"},
-        {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "-1"},
-        {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "0"},
-        {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "soon"},
-        {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "9" * 5000},
-    ],
-)
-def test_without_a_watchdog_of_ours_there_is_none(environ: dict[str, str]) -> None:
-    assert Notifier(environ).period_ns == NEVER
-    assert environ == {}
-
-
-def test_the_watchdog_is_fed_twice_in_its_time() -> None:
-    environ = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}
-    assert Notifier(environ).period_ns == 3 * SECOND // 2
-
-
 def ask_what_is_handed_over(fds: list[int], environ: dict[str, str]) -> str:
     """In a process of its own, whose descriptors from 3 on are these."""
     program = f"""
@@ -225,14 +201,6 @@ def test_sockets_that_are_handed_over_have_their_names_and_go_no_further() -> No
 def test_what_was_handed_to_another_is_left_alone(environ: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         assert ask_what_is_handed_over([sock.fileno()], environ) == "{} [] {} []"
-
-
-@pytest.mark.parametrize("count", ["abc", "-1", "0", "1000000", "1.5", "٣", " 1"])
-def test_a_number_of_sockets_that_cannot_be_is_an_error(count: str) -> None:
-    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count, "LISTEN_FDNAMES": "x"}
-    with pytest.raises(ConfigError, match="LISTEN_FDS must be a number of sockets, 1 to 1024"):
-        handed_over(environ)
-    assert environ == {}
 
 
 def test_a_pipe_and_a_number_that_is_not_open_are_no_sockets() -> None:

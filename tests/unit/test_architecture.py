@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -370,31 +368,6 @@ def test_the_core_does_not_know_http_and_no_loop() -> None:
         assert known <= houses.get(module, set()), module
 
 
-@pytest.mark.parametrize("house", ["http", "aio"])
-def test_the_top_level_loads_a_house_only_for_who_asks_for_a_name_of_it(house: str) -> None:
-    (types,) = (
-        node
-        for node in MODULES["__init__"].body
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    )
-    everywhere, there = (
-        [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == house]
-        for tree in (MODULES["__init__"], types)
-    )
-    assert everywhere == there != []
-    asked = "from prefork_server import {}; import prefork_server"
-    names = getattr(prefork_server, f"_{house.upper()}")
-    assert f"prefork_server.{house}" not in _loaded_by(asked.format("PreforkTCPServer, Preforker"))
-    assert f"prefork_server.{house}" in _loaded_by(asked.format(", ".join(names)))
-
-
-def test_the_core_loads_the_status_and_with_it_http_only_where_it_is_set() -> None:
-    known = {m for m in MODULES if any(n.startswith("status") for n in _imports(MODULES[m]))}
-    assert known == {"launch"}
-    loaded = _loaded_by("import prefork_server.launch")
-    assert not {"prefork_server.status", "prefork_server.stats", "http"} & loaded
-
-
 def test_what_is_on_the_wire_is_read_without_a_system_and_a_clock() -> None:
     for module in ("http.grammar", "http.chunks", "http.fields", "http.wire"):
         assert not _imported(HTTP[module]) & {"os", "time", "socket", "select", "logging", "email"}
@@ -432,18 +405,6 @@ def test_wide_excepts_stand_around_user_code_alone() -> None:
 def test_nothing_is_checked_by_assert_since_it_can_be_switched_off() -> None:
     for module, tree in EVERYTHING.items():
         assert not [n for n in ast.walk(tree) if isinstance(n, ast.Assert)], module
-
-
-def _loaded_by(statement: str) -> set[str]:
-    code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); {statement}"
-    command = [sys.executable, "-S", "-c", code + "; print(*sys.modules)"]  # without .pth files
-    return set(subprocess.check_output(command, text=True).split())
-
-
-def test_the_import_loads_nothing_and_a_name_nothing_heavy() -> None:
-    assert not {"socket", "logging", "typing"} & _loaded_by("import prefork_server")
-    heavy = {"asyncio", "ssl", "http", "email", "ctypes", "multiprocessing", "subprocess"}
-    assert not heavy & _loaded_by("from prefork_server import *")
 
 
 def test_the_public_names_are_where_the_top_level_says() -> None:

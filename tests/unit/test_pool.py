@@ -590,7 +590,7 @@ def test_one_that_leaves_while_it_boots_keeps_its_place() -> None:
 def test_workers_that_leave_and_never_go_are_replaced_up_to_a_bound(
     monkeypatch: pytest.MonkeyPatch, word: int, wanted: int, most: int
 ) -> None:
-    monkeypatch.setattr("tests.test_pool.SLOTS", 200)
+    monkeypatch.setattr("tests.unit.test_pool.SLOTS", 200)
     pool = a_pool(workers=wanted, running=range(1, wanted + 1), graceful_timeout=1e6)
     for second in range(2, 400):
         for worker in pool:
@@ -603,7 +603,7 @@ def test_workers_that_leave_and_never_go_are_replaced_up_to_a_bound(
 
 
 def test_at_that_bound_a_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.test_pool.SLOTS", 200)
+    monkeypatch.setattr("tests.unit.test_pool.SLOTS", 200)
     pool = a_pool(workers=1, running=[1], timeout=None, graceful_timeout=1e6)
     for slot in range(1, 33):
         serve(pool, slot)
