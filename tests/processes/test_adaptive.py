@@ -7,12 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import Server, Starter, alive, children, eventually, read_all, title, unmeasured
 from tests.processes.test_control import asked
-
-pytestmark = pytest.mark.processes
 
 LONG = """
     class Long(socketserver.BaseRequestHandler):

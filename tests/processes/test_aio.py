@@ -25,8 +25,6 @@ from prefork_server.testing import serving
 from tests.conftest import PATIENCE, Server, Starter, alive, eventually, open_files, read_all, title
 from tests.hammer import Hammer
 
-pytestmark = pytest.mark.processes
-
 LOOPS = [
     "asyncio",
     pytest.param(

@@ -36,8 +36,6 @@ from tests.conftest import (
     unmeasured,
 )
 
-pytestmark = pytest.mark.processes
-
 THINGS = """
 import os, signal, socketserver, sys, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer

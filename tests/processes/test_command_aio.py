@@ -17,8 +17,6 @@ from tests.certificates import make_certificate
 from tests.conftest import Server, Starter, eventually, read_all
 from tests.processes.test_command import ended, two_answer
 
-pytestmark = pytest.mark.processes
-
 LOOPS = [
     "asyncio",
     pytest.param(

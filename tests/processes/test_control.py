@@ -19,8 +19,6 @@ from prefork_server.lockfile import write_lock
 from prefork_server.scoreboard import LAYOUT, PID, Scoreboard
 from tests.conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all, unmeasured
 
-pytestmark = pytest.mark.processes
-
 THINGS = """
 import ctypes, os, signal, socketserver, threading, time
 

@@ -27,7 +27,6 @@ from tests.conftest import ROOT, unmeasured
 
 pytest.importorskip("test.test_socketserver", reason="this Python came without its tests")
 
-pytestmark = pytest.mark.processes
 
 TIME = 100.0  # seconds for all of them; on an idle machine they need ten
 

@@ -24,7 +24,7 @@ from tests.conftest import (
     title,
 )
 
-pytestmark = [pytest.mark.processes, pytest.mark.executed]
+pytestmark = pytest.mark.executed
 
 WAITS = """
     import builtins

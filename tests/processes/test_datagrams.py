@@ -20,8 +20,6 @@ from prefork_server import (
 from prefork_server.listeners import address_text
 from tests.conftest import PATIENCE, Server, Starter, alive, eventually, read_all
 
-pytestmark = pytest.mark.processes
-
 ANSWER = """
     class Answer(socketserver.BaseRequestHandler):
         def handle(self):

@@ -23,8 +23,6 @@ from prefork_server import PreforkMixIn, Settings
 from prefork_server.testing import serving
 from tests.conftest import PATIENCE, ROOT, Starter, eventually, read_all
 
-pytestmark = pytest.mark.processes
-
 EXAMPLES = ROOT / "examples"
 TWO = Settings(workers=2)
 

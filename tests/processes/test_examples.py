@@ -20,8 +20,6 @@ import trustme
 
 from tests.conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all, title
 
-pytestmark = pytest.mark.processes
-
 EXAMPLES = ROOT / "examples"
 
 

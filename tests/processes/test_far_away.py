@@ -18,7 +18,6 @@ from tests.hammer import Address, ask_http, ask_once, connected
 
 pytestmark = [
     pytest.mark.executed,
-    pytest.mark.processes,
     pytest.mark.skipif(not POSSIBLE, reason=NEEDS),
     pytest.mark.timeout(120),
 ]

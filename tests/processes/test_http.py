@@ -13,8 +13,6 @@ import trustme
 
 from tests.conftest import PATIENCE, Server, Starter, eventually, read_all
 
-pytestmark = pytest.mark.processes
-
 HTTP = """
     from prefork_server.http import HTTPRequestHandler, Limits, PreforkHTTPServer
     from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler

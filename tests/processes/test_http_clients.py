@@ -12,8 +12,6 @@ import pytest
 from tests.conftest import PATIENCE, ROOT, Server, Starter
 from tests.processes.test_http import GET, HTTP, Client
 
-pytestmark = pytest.mark.processes
-
 LIMIT = 2_000_000  # bytes of a body
 PROGRAM = f"""
     class Files(HTTPRequestHandler, SimpleHTTPRequestHandler):

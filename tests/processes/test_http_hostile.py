@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import PATIENCE, Server, Starter, read_all
-from tests.processes.test_http import GET, HTTP, LAST, Client
 from tests.edges.test_wire_h11 import SEED, mutated
+from tests.processes.test_http import GET, HTTP, LAST, Client
 from tests.wire_reader import ways
-
-pytestmark = pytest.mark.processes
 
 REQUESTS = int(os.environ.get("MUTATIONS", "5000"))
 AT_ONCE = 2.0  # seconds at most; on an idle machine it is a millisecond

@@ -25,8 +25,6 @@ from tests.edges.test_acceptor import PATIENTLY, Bench
 from tests.edges.test_connection import Worker
 from tests.processes.test_http import BOTH, GET, HTTP, LAST, Client, env
 
-pytestmark = pytest.mark.processes
-
 HTTPS = (
     HTTP
     + """

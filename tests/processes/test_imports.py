@@ -18,7 +18,6 @@ from prefork_server.cli.serve import _enter
 from tests.certificates import make_certificate
 from tests.conftest import PATIENCE, ROOT, Server, Starter, read_all, unmeasured
 
-pytestmark = pytest.mark.processes
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 # Not the prelude of other tests, whose `import *` loads all that there is.

@@ -21,9 +21,6 @@ from prefork_server import (
 from prefork_server.testing import serving
 from tests.conftest import PATIENCE, Starter, children, read_all
 
-pytestmark = pytest.mark.processes
-
-
 seen: list[str] = []
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from tests.conftest import Server, Starter
 
-pytestmark = pytest.mark.processes
-
 COUNTING = """
     from prefork_server import MasterHandle
 

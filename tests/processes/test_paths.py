@@ -13,8 +13,6 @@ import pytest
 from prefork_server.paths import give, identity
 from tests.conftest import Server, Starter, alive, eventually, read_all
 
-pytestmark = pytest.mark.processes
-
 # It says who serves, and goes on when it is told to.
 HELD = """
     from prefork_server import PreforkAsyncioServer

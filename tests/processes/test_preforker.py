@@ -8,8 +8,6 @@ import pytest
 
 from tests.conftest import Starter, alive, eventually, title
 
-pytestmark = pytest.mark.processes
-
 LOOP = """
     def work(master):
         master.logger.info("worker=%d began", master.slot)

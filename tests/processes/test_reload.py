@@ -19,8 +19,6 @@ from tests.certificates import make_certificate
 from tests.conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all
 from tests.hammer import HTTPHammer
 
-pytestmark = pytest.mark.processes
-
 # Of each kind of client, with each kind of socket; 20,000 for a longer look.
 REQUESTS = int(os.environ.get("REQUESTS", "1000"))
 

@@ -27,8 +27,6 @@ from prefork_server.testing import serving
 from tests.conftest import FATES, HELLO, Starter, alive, children, eventually, read_all, title
 from tests.hammer import Hammer, ask_once
 
-pytestmark = pytest.mark.processes
-
 
 @pytest.mark.parametrize(
     "error",

@@ -11,8 +11,6 @@ import pytest
 
 from tests.conftest import PATIENCE, Server, Starter, alive, children, eventually, read_all, title
 
-pytestmark = pytest.mark.processes
-
 OK = """
     import dataclasses
     from contextlib import contextmanager

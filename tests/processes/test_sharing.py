@@ -1,10 +1,6 @@
 """What workers share of the memory that was there before the fork."""
 
-import pytest
-
 from tests.conftest import Starter
-
-pytestmark = pytest.mark.processes
 
 LOADED = """
     import gc

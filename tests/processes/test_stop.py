@@ -13,8 +13,6 @@ from prefork_server.listeners import Listener, listen, tcp_address
 from tests.conftest import HELLO, Server, Starter, alive, eventually, read_all, title, unmeasured
 from tests.hammer import Hammer
 
-pytestmark = pytest.mark.processes
-
 STOPS = int(os.environ.get("STOPS", "3"))  # of each kind; 50 for a longer look
 ADDRESSES = {"tcp": '("127.0.0.1", 0)', "unix": '__file__ + ".sock"'}
 CLASSES = {"tcp": "PreforkTCPServer", "unix": "PreforkUnixStreamServer"}

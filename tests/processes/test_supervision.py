@@ -33,8 +33,6 @@ from tests.conftest import (
 )
 from tests.hammer import Hammer
 
-pytestmark = pytest.mark.processes
-
 
 def test_a_worker_that_dies_is_replaced_in_its_slot(start: Starter) -> None:
     server = start(FATES + "    serve(Fate, workers=2)").all_ready(2)

@@ -25,8 +25,6 @@ from prefork_server.forks import fork
 from prefork_server.testing import serving
 from tests.conftest import PATIENCE, alive, children, eventually, read_all
 
-pytestmark = pytest.mark.processes
-
 
 class Pid(socketserver.StreamRequestHandler):
     def handle(self) -> None:

@@ -25,8 +25,6 @@ from tests.conftest import Starter, alive, children, eventually, read_all, title
 from tests.hammer import HTTPHammer
 from tests.processes.test_http import GET, HTTP, Client
 
-pytestmark = pytest.mark.processes
-
 WHO = """
     class Who(socketserver.BaseRequestHandler):
         def handle(self):

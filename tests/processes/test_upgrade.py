@@ -34,7 +34,7 @@ from tests.conftest import (
 from tests.hammer import HTTPHammer
 from tests.processes.test_systemd import Init
 
-pytestmark = [pytest.mark.processes, pytest.mark.executed]
+pytestmark = pytest.mark.executed
 
 PROGRAM = """
     import pathlib

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -309,6 +310,7 @@ WIDE = {
 }
 
 
+@cache
 def _imports(tree: ast.Module) -> set[str]:
     ours = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
     return {n.module or name.name for n in ours for name in n.names}
@@ -325,6 +327,7 @@ def _imported(tree: ast.Module) -> set[str]:
     return found
 
 
+@cache
 def _calls(tree: ast.Module) -> set[str]:
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
