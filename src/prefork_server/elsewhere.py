@@ -62,8 +62,8 @@ class Elsewhere:
         """The mix-in keeps to itself what a handler raises."""
         try:
             self._finish(request, peer)
-        except Exception as error:  # user code
-            if not getattr(error, "by_client", False):
+        except BaseException as error:  # user code
+            if not (isinstance(error, SystemExit) or getattr(error, "by_client", False)):
                 self._failed(error)
             raise
 

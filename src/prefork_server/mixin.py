@@ -366,25 +366,24 @@ class PreforkMixIn(_Base):
     def _prefork_failed(
         self, master: MasterHandle, request: Any, peer: Any, error: BaseException
     ) -> None:
-        # SystemExit asks for a new worker, after this one's manners.
-        if isinstance(error, KeyboardInterrupt) and master.inline:
-            with suppress(Exception):
-                self.shutdown_request(request)
-            raise error  # a second Ctrl-C, which ends a program that is being debugged
-        if isinstance(error, SystemExit):
-            master.retire()
-        else:
-            self._prefork_report(master, request, peer, error)
         try:
-            self.shutdown_request(request)
-        except Exception:
-            master.logger.exception("shutdown_request failed", extra={"event": "close_failed"})
-            with suppress(Exception):
-                request.close()
+            self._prefork_report(master, request, peer, error)
+        finally:
+            try:
+                self.shutdown_request(request)
+            except Exception:
+                master.logger.exception("shutdown_request failed", extra={"event": "close_failed"})
+                with suppress(Exception):
+                    request.close()
 
     def _prefork_report(
         self, master: MasterHandle, request: Any, peer: Any, error: BaseException
     ) -> None:
+        if isinstance(error, KeyboardInterrupt) and master.inline:
+            raise error  # a second Ctrl-C, which ends a program that is being debugged
+        if isinstance(error, SystemExit):
+            master.retire()  # it asks for a new worker, after this one's manners
+            return
         text = address_text(peer) if peer else "a client"
         extra = {"event": "request_failed", "worker": master.slot, "pid": os.getpid()}
         if getattr(error, "by_client", False):

@@ -232,8 +232,11 @@ class Doors:
     async def _admit(self, connection: Held, peer: Any) -> None:
         try:
             protocol = self._factory()
-        except Exception as error:  # user code
-            self._life.report("protocol_factory failed", peer, error)
+        except BaseException as error:  # user code
+            if isinstance(error, SystemExit):
+                self._master.retire()
+            else:
+                self._life.report("protocol_factory failed", peer, error)
             connection.close()
             return
         try:

@@ -152,14 +152,13 @@ class HTTPRequestHandler(Asked):
             if not request:
                 self._forget()
             self._refuse(fault)
-        except Exception as error:  # user code
+        except BaseException as error:  # user code, and CancelledError is no Exception
             self.close_connection = True
             if not getattr(error, "by_client", False):
                 self._note_request(error)
                 self._tell_wrong(reply)
                 if not reply.begun:
                     self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
-                    self.lingers = bool(self._body and not self._body.finished)
             raise
         finally:
             if self.access_log:
@@ -231,14 +230,14 @@ class HTTPRequestHandler(Asked):
             self.close_connection = True
             self._complain(f"the answer is wrong, closing the connection: {reply.wrong}")
 
-    def _note_request(self, error: Exception) -> None:
+    def _note_request(self, error: BaseException) -> None:
         """For the traceback in the log, which does not tell one request from the other."""
         notes = [n for n in getattr(error, "__notes__", ()) if not n.startswith(_ASKED)]
         with suppress(AttributeError):  # of a frozen dataclass
             error.__notes__ = [*notes, f'{_ASKED}"{escape(self.requestline, 2048)}"']
 
     def _complain(
-        self, what: str, error: Exception | None = None, level: int = logging.ERROR
+        self, what: str, error: BaseException | None = None, level: int = logging.ERROR
     ) -> None:
         peer = address_text(self.client_address) if self.client_address else "a UNIX socket"
         extra = {"event": "request_failed", "pid": os.getpid()}
@@ -272,8 +271,8 @@ class HTTPRequestHandler(Asked):
             if reply.part:
                 self._answer_again(reply, code)
                 return
-            now = time.time()
-            if now >= beginnings.until:
+            now = int(time.time())
+            if now != beginnings.second:  # later, or earlier: a clock may be set back
                 beginnings.renew(now)
             known = beginnings.get((type(self), self.protocol_version, code))
             reply.lines.append(known or beginnings.make(self, code, now))
@@ -465,6 +464,7 @@ class HTTPRequestHandler(Asked):
         self._reply.reset()
         self.send_error(status, None, reason)
         self._reply.end()
+        self.lingers = self.lingers or bool(self._body and not self._body.finished)
 
     def finish(self) -> None:
         if self.wfile is not self._reply:

@@ -11,11 +11,11 @@ NO_PHRASE = ("",)
 class _Beginnings(dict[tuple[type, str, int], bytes]):
     """Status line, Server and Date, by handler class, version and status: good for a second."""
 
-    until: float = 0.0
+    second: int = 0
 
-    def renew(self, now: float) -> None:
+    def renew(self, second: int) -> None:
         self.clear()
-        self.until = int(now) + 1
+        self.second = second
 
     def make(self, handler: BaseHTTPRequestHandler, code: int, now: float) -> bytes:
         version = handler.protocol_version

@@ -188,7 +188,7 @@ class OwnVisit(Visit):
         self._master._took_again(self)
         try:
             handler.serve_request(head, request)
-        except Exception as error:
+        except BaseException as error:
             if not handler.lingers:
                 raise
             self._server._prefork_report(self._master, self.request, self.peer, error)

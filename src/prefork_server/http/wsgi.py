@@ -78,7 +78,9 @@ class WSGIRequestHandler(HTTPRequestHandler):
                 close = getattr(result, "close", None)
                 if close is not None:
                     close()
-        except Exception as error:  # user code
+        except (SystemExit, KeyboardInterrupt):
+            raise  # answered for, too, and then they mean what they mean
+        except BaseException as error:  # user code
             self._failed(error)
 
     # What it is told
@@ -250,7 +252,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
         else:
             self._tell_wrong(reply)  # of write(), after the end
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         reply = self._reply
         if isinstance(error, Reject) or getattr(error, "by_client", False):
             raise error
