@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from .vigil import Vigil, Waiting
@@ -45,6 +46,14 @@ def _sendmsg(sock: socket.socket, buffers: Any, ancdata: Any, address: Any, flag
 
 def _sendto(sock: socket.socket, data: "ReadableBuffer", address: Any, flags: int) -> int:
     return socket.socket.sendto(sock, data, flags, address)
+
+
+def size_of(fd: int) -> int | None:
+    """Bytes of a file, if ``stat`` tells them; None if only reading does: files of /proc have the
+    size 0 there, and those of /sys that of a page. Raises OSError for what has no positions."""
+    size = os.fstat(fd).st_size
+    last = os.pread(fd, 1, max(0, size - 1))
+    return size if len(last) == min(size, 1) else None
 
 
 # What says that the client is gone, or silent. A path to answer to may be gone, too.
@@ -211,9 +220,10 @@ class Connection(Waiting, socket.socket):
         """Send a file, by ``os.sendfile`` where it is a real one. Return the bytes sent."""
         if self._patience == 0:
             raise ValueError("sendfile waits, and this connection must not: its timeout is 0")
-        try:
-            size = os.fstat(file.fileno()).st_size
-        except (AttributeError, OSError, ValueError):
+        size = None
+        with suppress(AttributeError, OSError, ValueError):
+            size = size_of(file.fileno())
+        if size is None:
             sent: int = self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined]
             return sent
         end = size if count is None else min(size, offset + count)

@@ -144,6 +144,7 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.handler": {
         "access",
         "asked",
+        "connection",
         "heads",
         "listeners",
         "logfiles",
@@ -159,7 +160,16 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.server": {"acceptor", "connection", "vigil", "handle", "listeners", "proxy", "servers"}
     | {"handler", "entrance", "forwarded", "visit"},
     "http.environ": {"grammar", "heads", "memo", "wire"},
-    "http.wsgi": {"environ", "handler", "listeners", "logfiles", "reply", "text", "wire"},
+    "http.wsgi": {
+        "connection",
+        "environ",
+        "handler",
+        "listeners",
+        "logfiles",
+        "reply",
+        "text",
+        "wire",
+    },
     "http.application": {
         "errors",
         "listeners",

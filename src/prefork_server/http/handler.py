@@ -12,6 +12,7 @@ from http import HTTPStatus
 from io import BufferedReader, BytesIO
 from typing import Any
 
+from ..connection import size_of
 from ..listeners import address_text
 from ..logfiles import logger_named
 from ..reception import is_tls
@@ -406,12 +407,19 @@ class HTTPRequestHandler(Asked):
         return f"{self.server_version} {self.sys_version}".rstrip()
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
-        """Of ``SimpleHTTPRequestHandler``: a real file goes by ``os.sendfile``."""
+        """Of ``SimpleHTTPRequestHandler``: a real file goes by ``os.sendfile``. Where the kernel
+        makes a file as it is read, it goes in chunks, though the head says what ``stat`` does."""
         if is_real(source) and isinstance(outputfile, Reply):
-            size, at = os.fstat(source.fileno()).st_size, source.tell()
-            outputfile.sendfile(source, at, max(0, size - at))
-        else:
-            super().copyfile(source, outputfile)  # type: ignore[misc]
+            size, at = size_of(source.fileno()), source.tell()
+            if size is not None:
+                outputfile.sendfile(source, at, max(0, size - at))
+                return
+            if outputfile.pending and outputfile.length == os.fstat(source.fileno()).st_size:
+                outputfile.forget_length()
+                self._choose_mode(outputfile)
+                if self.close_connection and _KEEP in outputfile.lines:
+                    outputfile.lines[outputfile.lines.index(_KEEP)] = _CLOSE
+        super().copyfile(source, outputfile)  # type: ignore[misc]
 
     def address_string(self) -> str:
         return self.client_address[0] if type(self.client_address) is tuple else "a UNIX socket"

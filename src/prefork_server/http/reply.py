@@ -146,6 +146,11 @@ class Reply:
         if self.handmade or (length and self.length is not None):
             self.lines = [line for line in self.lines if not line.lower().startswith(names)]
 
+    def forget_length(self) -> None:
+        """In a head that has not left: the body has another one, and goes in another way."""
+        self.unframe()
+        self.length, self.left = None, 0
+
     def fault(self, what: str, last: bool = False) -> None:
         """The handler did this, and it is no answer. ``last``: nothing is sent after it."""
         if not self.broken:  # else it is the connection that failed

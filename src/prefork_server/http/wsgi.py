@@ -4,12 +4,12 @@ So all that holds for the handler holds for the application. Here is only the pr
 the two; what they say to each other is made and checked in ``environ``.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
+from ..connection import size_of
 from .environ import add_request, line_of, status_of
 from .handler import HTTPRequestHandler
 from .reply import COUNTED, OVER, Reply, is_real
@@ -227,10 +227,11 @@ class WSGIRequestHandler(HTTPRequestHandler):
 
     def _send_file(self, wrapper: FileWrapper) -> None:
         reply, most = self._reply, self._length
-        if wrapper.real:
-            file = wrapper.filelike
+        file = wrapper.filelike
+        size = size_of(file.fileno()) if wrapper.real else None
+        if size is not None:
             at = file.tell()
-            rest = max(0, os.fstat(file.fileno()).st_size - at)
+            rest = max(0, size - at)
             if not (reply.begun or reply.pending):
                 self._begin(rest)
             if self.command != "HEAD" and self._status and self._status[0] not in _BODILESS:
