@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .calls import check_call
 from .listeners import Listener
 from .privileges import Identity
 from .settings import Settings
@@ -38,8 +39,18 @@ class Hooks:
     ready: Callable[[Sequence[str]], object] = nothing
     after_worker_exit: "Callable[[Death], object]" = nothing
 
+    def __post_init__(self) -> None:
+        for name, arguments in HOOKS.items():
+            check_call(name, getattr(self, name), arguments, "a hook is a plain function")
 
-HOOKS = tuple(each.name for each in fields(Hooks))
+
+HOOKS = {
+    "before_fork": "",
+    "after_fork": "master",
+    "ready": "addresses",
+    "after_worker_exit": "death",
+}
+"""What each is called with."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from .acceptor import Acceptor, Guest
+from .calls import check_handler
 from .crews import check_threads, manned
 from .elsewhere import Elsewhere
 from .errors import ConfigError
@@ -162,6 +163,7 @@ class PreforkMixIn(_Base):
     def _prefork_launch(self) -> Launch:
         settings = self._prefork_settled()
         check_threads(type(self), settings)
+        check_handler(type(self), self.RequestHandlerClass)
         name = settings.app_name or type(self).__name__
         return Launch(
             settings=settings,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
+from .calls import check_call
 from .crews import WORKS, check_threads
 from .errors import ConfigError
 from .handle import MasterHandle
@@ -50,6 +51,7 @@ class Preforker:
         after_worker_exit: Callable[[Death], object] = nothing,
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
+        check_call("work", work, "master", "a coroutine function is for run_asyncio()")
         settled = settle(settings, keywords, timeout=5.0)
         check_threads(WORKS, settled)
         if logger is not None and settled.log_path is not None:

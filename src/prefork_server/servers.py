@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
+from .calls import check_handler
 from .errors import BootError, ConfigError
 from .listeners import (
     Address,
@@ -82,6 +83,7 @@ class _OwnServer(PreforkMixIn):
             self._prefork_addresses = parse_all(server_address, self._prefork_parse)
         else:
             self._prefork_addresses = (self._prefork_checked(server_address),)
+        check_handler(type(self), RequestHandlerClass)
         first = self._prefork_addresses[0]
         settled = settle(self.settings if settings is None else settings, keywords)
         if proxy_protocol_from is not None:

@@ -229,7 +229,7 @@ def test_a_handle_error_of_the_classs_own_is_asked(start: Starter) -> None:
 
 @pytest.mark.parametrize(
     "handler",
-    ["class Wrong: pass", "def Wrong(): pass", "class Wrong(Echo):\n    def __init__(self): 1 / 0"],
+    ["def Wrong(*args): args()", "class Wrong(Echo):\n    def __init__(self, *a): a()"],
 )
 def test_a_handler_class_that_cannot_be_built_closes_each_connection(
     start: Starter, handler: str

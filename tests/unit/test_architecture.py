@@ -21,7 +21,7 @@ STATUS = {
 }
 EVERYTHING = MODULES | HTTP | CLI | AIO | STATUS
 
-GROUND = {"errors", "scoreboard", "signals", "forks", "text"}
+GROUND = {"errors", "calls", "scoreboard", "signals", "forks", "text"}
 EDGES = {
     "listeners",
     "handshakes",
@@ -53,6 +53,7 @@ ROLES = {
 }
 MAY_IMPORT = {
     "errors": set(),
+    "calls": {"errors"},
     "text": set(),
     "scoreboard": {"text"},
     "signals": set(),
@@ -91,7 +92,7 @@ MAY_IMPORT = {
     "pool": {"scoreboard", "settings", "plan", "backoff", "roster", "silence", "sizing"},
     "pidfds": {"plan", "signals"},
     # The last two for their types alone.
-    "job": {"listeners", "privileges", "settings", "plan", "handle"},
+    "job": {"calls", "listeners", "privileges", "settings", "plan", "handle"},
     "here": {"handle"},  # for its type alone
     "remote": {"here", "job", "signals", "scoreboard", "stats"},
     "systemd": {"errors", "scoreboard"},
@@ -171,6 +172,7 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
         "wire",
     },
     "http.application": {
+        "calls",
         "errors",
         "listeners",
         "servers",
@@ -186,7 +188,7 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
 CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.parser": {"text"},
     "cli.options": {"__version__", "errors", "settings", "parser"},
-    "cli.target": {"errors", "options"},
+    "cli.target": {"calls", "errors", "options"},
     "cli.answer": {"reports", "settings", "options", "target", "scoreboard", "text"},
     "cli.recipe": {
         *("errors", "listeners", "mixin", "remote", "servers", "settings", "crews", "http"),
@@ -209,6 +211,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
             "logfiles",
             "output",
             "plan",
+            "reports",
             "text",
             "aio.turns",
         ),
@@ -245,7 +248,17 @@ AIO_MAY_IMPORT: dict[str, set[str]] = {
     "aio.turns": {"acceptor", "scoreboard", "settings"},
     "aio.doors": {"acceptor", "handle", "handshakes", "leave", "scoreboard", "life", "turns"},
     "aio.server": ROLES
-    | {"errors", "settings", "crews", "listeners", "logfiles", "launch", "preforker", "stats"}
+    | {
+        "calls",
+        "errors",
+        "settings",
+        "crews",
+        "listeners",
+        "logfiles",
+        "launch",
+        "preforker",
+        "stats",
+    }
     | {"life", "loops", "turns", "doors", "tls"},
     "aio.__init__": {"handle", "server"},
 }

@@ -1,6 +1,7 @@
 """PreforkAsyncioServer, and ``run_asyncio`` for programs without a server."""
 
 import asyncio
+import inspect
 import logging
 import os
 import socket
@@ -9,9 +10,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..calls import check_call
 from ..crews import check_threads
 from ..errors import BootError, ConfigError
-from ..job import Hooks, nothing
+from ..job import HOOKS, Hooks, nothing
 from ..journal import Journal
 from ..launch import Launch
 from ..listeners import Address, Addresses, Listener, address_text, listen, parse_all
@@ -86,6 +88,16 @@ class PreforkAsyncioServer:
         self._prefork_check(self.settings)
         if (client_connected_cb is None) == (protocol_factory is None):
             raise ConfigError("give client_connected_cb or protocol_factory, one of them")
+        if protocol_factory is not None:
+            check_call("protocol_factory", protocol_factory, "", "give a Protocol class")
+        else:
+            check_call(
+                "client_connected_cb",
+                client_connected_cb,
+                "reader, writer",
+                "give a coroutine function; a Protocol class is a protocol_factory=",
+                awaited=True,
+            )
         _check(worker_connections, limit, ssl_context, ssl_handshake_timeout)
         self._kind = choose(loop)
         # Where none is given, a method of a subclass is the hook.
@@ -98,6 +110,9 @@ class PreforkAsyncioServer:
         self._hooks: dict[str, Callable[..., object]] = {
             name: hook or getattr(self, name, nothing) for name, hook in given.items()
         }
+        for name, hook in self._hooks.items():
+            cure = "a hook is a plain function; after_fork may be a coroutine function"
+            check_call(name, hook, HOOKS[name], cure, awaited=name == "after_fork")
         self._logger = logger_named(logger)
         self._prefork_remote = Remote()
         shares = self._prefork_shares
@@ -252,10 +267,15 @@ def run_asyncio(
     """
     _refuse_running_loop("run_asyncio()")
     kind = choose(loop)
+    check_call("main", main, "master", "give a coroutine function", awaited=True)
 
     async def serve(master: AsyncMasterHandle, life: Life) -> None:
         try:
-            await main(master)
+            result = main(master)
+            if not inspect.isawaitable(result):
+                its = getattr(main, "__qualname__", "main")
+                raise TypeError(f"{its}() must be a coroutine function: it returned {result!r:.99}")
+            await result
         except asyncio.CancelledError:
             life.warn("cancelling main(), which went on after it was told to go")
             raise

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias, Unpack
 
+from ..calls import check_call
 from ..errors import ConfigError
 from ..listeners import Addresses, AddressLike
 from ..servers import ServerKeywords
@@ -113,16 +114,13 @@ def serve(
 
 
 def _check(application: Any) -> None:
-    if not callable(application):
-        raise ConfigError(
-            "a WSGI application is called with (environ, start_response), and this cannot be "
-            f"called: {application!r}"
-        )
-    if _is_asgi(application):
+    if callable(application) and _is_asgi(application):
         raise ConfigError(
             f"{application!r} looks like an ASGI application, and WSGI is spoken here: wrap it "
             "(a2wsgi.ASGIMiddleware does that), or serve it by an ASGI server"
         )
+    cure = "if it is a factory, call it"
+    check_call("application", application, "environ, start_response", cure)
 
 
 def _is_asgi(application: Any) -> bool:
