@@ -188,7 +188,8 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
 CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.parser": {"text"},
     "cli.options": {"__version__", "errors", "settings", "parser"},
-    "cli.target": {"calls", "errors", "options"},
+    "cli.selfserving": {"launch"},
+    "cli.target": {"calls", "errors", "options", "selfserving"},
     "cli.answer": {"reports", "settings", "options", "target", "scoreboard", "text"},
     "cli.recipe": {
         *("errors", "listeners", "mixin", "remote", "servers", "settings", "crews", "http"),
@@ -324,7 +325,7 @@ WIDE = {
     "http.wsgi": {"dispatch"},
     "http.visit": {"_answer", "resume"},
     "http.entrance": {"resume"},
-    "cli.target": {"load"},
+    "cli.target": {"_load"},
     "cli.recipe": {"make", "make_loop"},
     "cli.serve": {"_answer", "boot"},
     "cli.program": {"run"},

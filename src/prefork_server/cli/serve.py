@@ -6,6 +6,7 @@ anything: whoever made a mistake hears of it once, and not from each worker, and
 decides which sockets are bound. It costs one import more at the start.
 """
 
+import faulthandler
 import logging
 import os
 import select
@@ -34,14 +35,22 @@ from ..output import flush_streams, unhindered
 from ..plan import Death
 from ..privileges import Identity, identity_of
 from ..remote import Remote
+from ..reports import cleaned
 from ..settings import Settings
-from ..signals import all_blocked, when_it_ends
+from ..signals import WHERE, all_blocked, when_it_ends
 from ..systemd import OF_THE_SERVICE, handed_over
 from ..text import printable
 from . import answer
 from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe
-from .target import LoadError, Target, users_traceback
+from .target import LoadError, Target, users_stack, users_traceback
+
+_SAYING_WHERE = 0.2  # seconds for a target that does not load to write down where it is
+_STACK = 1 << 16  # bytes of that
+
+
+class _Late(LoadError):
+    """The target was not loaded in time."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +233,7 @@ def _told(made: Recipe) -> dict[str, Any]:
 def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, Any]:
     """What the target is, found out where its import leaves nothing behind.
 
-    Raises what ``find`` raises, and LoadError if it takes too long or dies.
+    Raises what ``find`` raises, and LoadError if it takes too long, with its stack, or dies.
     """
     seconds, identity = settings.boot_timeout, identity_of(settings)
     drops = _drops(settings)
@@ -238,6 +247,9 @@ def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, An
     try:
         status = _in_child(seconds, lambda life, mask: _answer(find, paper, identity, life, mask))
         told = answer.read(paper, _ending(status))
+    except _Late as late:
+        stack = cleaned(os.pread(paper, _STACK, 0).rstrip(b"\0"))
+        raise LoadError(str(late), users_stack(stack)) from None
     finally:
         os.close(paper)
     return told
@@ -260,9 +272,14 @@ def _in_child(seconds: float, answer: Callable[[int, set[int]], NoReturn]) -> in
             with suppress(ProcessLookupError):  # where SIGCHLD is ignored the system reaps it
                 pidfd = os.pidfd_open(child)
         if pidfd >= 0 and not _ends_within(pidfd, seconds):
+            signal.pidfd_send_signal(pidfd, WHERE)
+            _ends_within(pidfd, _SAYING_WHERE)
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.waitpid(child, 0)
-            raise LoadError(f"the target was not loaded after {seconds:g}s (boot_timeout)")
+            raise _Late(
+                f"the target was not loaded after {seconds:g}s (boot_timeout): does it start a "
+                "server, or wait for something, when it is imported?"
+            )
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except ChildProcessError:
         return None
@@ -296,6 +313,7 @@ def _answer(
         # Wherever the import hangs, and whatever it blocks.
         if when_it_ends(life, signal.SIGKILL):
             os._exit(1)
+        faulthandler.register(WHERE, paper, chain=False)
         for variable in OF_THE_SERVICE:  # as the workers, it is not to speak for the service
             os.environ.pop(variable, None)
         if identity:  # it imports the program, as the workers do

@@ -6,6 +6,7 @@ What is wrong in the user's code is told with his frames alone. Nothing here for
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
 import socketserver
 import sys
@@ -16,8 +17,10 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
+from ..calls import takes
 from ..errors import PreforkError
-from .options import Misuse, shown
+from .options import PROG, Misuse, shown
+from .selfserving import refused
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NOBODYS = (_OURS, "<frozen importlib.", os.path.dirname(importlib.__file__) + os.sep)
@@ -80,6 +83,10 @@ class Target:
     def load(self) -> "Thing":
         """Import it, now. Raises LoadError."""
         _forget_directories()
+        with refused(__file__) as places:
+            return self._load(places)
+
+    def _load(self, places: list[str]) -> "Thing":
         try:
             module = self._import()
             name = self.thing or next(filter(lambda n: hasattr(module, n), _USUAL), "")
@@ -95,6 +102,12 @@ class Target:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # user code, and it may even call sys.exit()
+            if places:
+                raise LoadError(
+                    f"cannot load {self}: it starts a server when it is loaded, at {places[0]}: "
+                    'move that below if __name__ == "__main__":, or run the whole program by '
+                    f"python or by {PROG} run"
+                ) from error
             last = traceback.format_exception_only(error)[-1].strip()
             where = "" if self.is_file else f" (looked in {os.getcwd()} and on sys.path)"
             gone = isinstance(error, ModuleNotFoundError) and self.module.startswith(
@@ -157,6 +170,12 @@ def users_traceback(error: BaseException) -> str:
     return "".join(lines).rstrip()
 
 
+def users_stack(stack: str) -> str:
+    """What faulthandler has written of a process that loads a target: the frames of that."""
+    lines = stack.splitlines()
+    return "\n".join(itertools.takewhile(lambda line: f'File "{_OURS}' not in line, lines))
+
+
 @dataclass(frozen=True)
 class Thing:
     """What was loaded, and its full name."""
@@ -198,9 +217,9 @@ class Thing:
         except (TypeError, ValueError):
             raise Misuse(f"{name} does not tell its arguments: say what it is by --as") from None
         if _is_async(value):
-            if _takes(signature, 2):
+            if takes(signature, 2):
                 return "asyncio"
-            if _takes(signature, 3):
+            if takes(signature, 3):
                 raise Misuse(
                     f"{name} is an ASGI application (scope, receive, send): give a work function, "
                     "def work(master), that runs an ASGI server's own Server on the listeners it "
@@ -213,7 +232,7 @@ class Thing:
         counts = {"work": 1, "wsgi": 2}
         if isinstance(value, type):  # whose objects are iterables of the body
             del counts["work"]
-        kinds = [kind for kind, count in counts.items() if _takes(signature, count)]
+        kinds = [kind for kind, count in counts.items() if takes(signature, count)]
         if len(kinds) == 1:
             return kinds[0]
         if kinds:
@@ -223,7 +242,7 @@ class Thing:
             f"{name}{signature} is nothing that can be served: a work function takes (master), "
             "a WSGI application (environ, start_response), and an asyncio callback is an async "
             "def that takes (reader, writer)"
-            + ("; a factory is called by module:factory()" if _takes(signature, 0) else "")
+            + ("; a factory is called by module:factory()" if takes(signature, 0) else "")
         )
 
 
@@ -243,15 +262,6 @@ def _is_async(value: Any) -> bool:
         for each in (inspect.unwrap(value), inspect.unwrap(call))
         for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
     )
-
-
-def _takes(signature: inspect.Signature, count: int) -> bool:
-    """Whether it can be called with so many positional arguments."""
-    try:
-        signature.bind(*[None] * count)
-    except TypeError:
-        return False
-    return True
 
 
 def words_for(kind: str) -> str:
