@@ -158,8 +158,9 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     },
     "http.visit": {"acceptor", "handle", "scoreboard", "wire", "stream", "handler"},
     "http.entrance": {"acceptor", "handle", "proxy", "scoreboard", "stream"},
+    "http.standard": {"handler"},
     "http.server": {"acceptor", "connection", "vigil", "handle", "listeners", "proxy", "servers"}
-    | {"handler", "entrance", "forwarded", "visit"},
+    | {"entrance", "forwarded", "standard", "visit"},
     "http.environ": {"grammar", "heads", "memo", "wire"},
     "http.wsgi": {
         "connection",

@@ -28,9 +28,9 @@ class Asked(BaseHTTPRequestHandler):
     _peer: Any  # the other end of the connection, whoever it speaks for
     _own_scheme: str
     _request: Request
-    _made_file: Any
-    _made_line: str | None
-    _made_headers: Any
+    _made_file: Any = None
+    _made_line: str | None = None
+    _made_headers: Any = None
 
     if not TYPE_CHECKING:  # where they are what http.server says
 

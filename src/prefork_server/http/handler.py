@@ -5,10 +5,13 @@ It runs in any ``socketserver`` server. How a connection is parked is known to `
 
 import logging
 import os
+import socket
 import sys
 import time
 from contextlib import suppress
+from functools import lru_cache
 from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -56,7 +59,8 @@ class HTTPRequestHandler(Asked):
     believed when they say for whom they ask; see ``docs/http.md``.
 
     After a 101, or a 2xx of ``do_CONNECT()``, ``rfile`` goes on with what comes, without limits.
-    Who puts files of his own for ``rfile`` and ``wfile``, or has no socket, has http.server's.
+    A handler whose ``setup()`` sets another ``wfile``, or that is made without a socket, is
+    served by http.server's own methods, as it is.
     """
 
     protocol_version: str = "HTTP/1.1"
@@ -82,19 +86,22 @@ class HTTPRequestHandler(Asked):
     close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
     lingers: bool  # whether bytes that nobody read may be on their way at the end
-    _reply: Any
+    _reply: Any = None
+    _stream: Any = None
+    _theirs: type | None = None  # the class for which this one serves, see ``standard``
+
+    def __new__(cls, request: Any = None, *args: Any, **kwargs: Any) -> Any:
+        kind: Any = cls
+        return super().__new__(kind if is_connection(request) else unchanged(kind))
 
     def setup(self) -> None:
         connection = self.connection = self.request
         self._peer = self.client_address
         self.scheme = self._own_scheme = "https" if is_tls(connection) else "http"
-        if not is_connection(connection):  # but has makefile(), as in many a test
-            self._reply = self._made_line = self._made_headers = None
-            self._logs, self._plain = True, False
-            super().setup()
-            return
         if self.timeout is not None:
             connection.settimeout(self.timeout)
+        if self.disable_nagle_algorithm and connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self._stream = Stream(connection, self.minimum_rate)
         self.wfile = self._reply = Reply(connection, self.write_timeout)
         self._body: Body | None = None
@@ -108,13 +115,19 @@ class HTTPRequestHandler(Asked):
         self.command = self.path = self.requestline = ""  # until there was a request
         self.request_version = self.protocol_version
 
+    def handle(self) -> None:
+        if self.wfile is self._reply:
+            super().handle()
+            return
+        kind: Any = type(self)
+        other = object.__new__(unchanged(kind))
+        vars(other).update(vars(self), rfile=self.rfile)
+        BaseHTTPRequestHandler.handle(other)
+
     # One request
 
     def handle_one_request(self) -> None:
         """Wait for one request, and answer it; ``close_connection``: it was the last one."""
-        if self.wfile is not self._reply:
-            super().handle_one_request()
-            return
         stream, self.close_connection = self._stream, True
         self._reply.reset()
         stream.allow(self.keep_alive_timeout if self._served else self.head_timeout)
@@ -167,8 +180,6 @@ class HTTPRequestHandler(Asked):
 
     def parse_request(self) -> bool:
         """Set ``command``, ``path`` and the others from the request; False: it was answered."""
-        if self.wfile is not self._reply:
-            return super().parse_request()
         request = self._request
         said = request.said
         self.command, self.target = request.method, request.target
@@ -192,7 +203,7 @@ class HTTPRequestHandler(Asked):
     def handle_expect_100(self) -> bool:
         """Whether the body is welcome. Override it to refuse: send an answer, return False.
         The client is told to go on when the body is first read, and not before."""
-        return True if self.wfile is self._reply else super().handle_expect_100()
+        return True
 
     def _go_on(self) -> None:
         if self._request.expects_continue and not self._stream.buffer and not self._reply.begun:
@@ -268,7 +279,7 @@ class HTTPRequestHandler(Asked):
         if self._logs:
             self.log_request(code)
         reply = self._reply
-        if message is None and self._plain and self.wfile is reply:
+        if message is None and self._plain:
             if reply.part:
                 self._answer_again(reply, code)
                 return
@@ -285,9 +296,6 @@ class HTTPRequestHandler(Asked):
 
     def send_response_only(self, code: int, message: str | None = None) -> None:
         reply = self._reply
-        if self.wfile is not reply:
-            super().send_response_only(code, message)
-            return
         if reply.part:
             self._answer_again(reply, code)
             return
@@ -303,9 +311,6 @@ class HTTPRequestHandler(Asked):
     def send_header(self, keyword: str, value: str) -> None:
         """Add a field. Raises ValueError for what no field can hold."""
         reply = self._reply
-        if self.wfile is not reply:
-            super().send_header(keyword, value)
-            return
         if reply.part != HEAD:
             self._head_is_over(reply, f"the field {keyword!r:.100}")
             return
@@ -344,9 +349,6 @@ class HTTPRequestHandler(Asked):
     def end_headers(self) -> None:
         """The head is complete. It leaves with the first of the body, or at the end."""
         reply = self._reply
-        if self.wfile is not reply:
-            super().end_headers()
-            return
         if reply.part != HEAD:
             self._head_is_over(reply, "end_headers()")
             return
@@ -426,7 +428,7 @@ class HTTPRequestHandler(Asked):
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Called for each answer; by itself it logs if ``logs_requests`` says so."""
-        if self.logs_requests or self.wfile is not self._reply:
+        if self.logs_requests:
             super().log_request(code, size)
 
     def log_error(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
@@ -481,3 +483,27 @@ class HTTPRequestHandler(Asked):
             self._reply.cut()
         elif self.lingers:
             linger(self.connection)
+
+
+class _Unchanged(HTTPRequestHandler):
+    """http.server's own methods, before those of ``HTTPRequestHandler``."""
+
+    setup = BaseHTTPRequestHandler.setup
+    handle = BaseHTTPRequestHandler.handle
+    finish = BaseHTTPRequestHandler.finish
+    handle_one_request = BaseHTTPRequestHandler.handle_one_request
+    parse_request = BaseHTTPRequestHandler.parse_request
+    handle_expect_100 = BaseHTTPRequestHandler.handle_expect_100
+    send_response = BaseHTTPRequestHandler.send_response
+    send_response_only = BaseHTTPRequestHandler.send_response_only
+    send_header = BaseHTTPRequestHandler.send_header
+    end_headers = BaseHTTPRequestHandler.end_headers
+    log_request = BaseHTTPRequestHandler.log_request
+
+
+@lru_cache
+def unchanged(kind: Any) -> Any:
+    """This class of a program with http.server's own methods below it, for files not ours."""
+    if kind._theirs or issubclass(kind, _Unchanged):
+        return kind._theirs or kind
+    return type(kind.__name__, (kind, _Unchanged), {"__module__": kind.__module__})

@@ -15,8 +15,8 @@ from ..servers import _OwnServer
 from ..vigil import Waiting
 from .entrance import Entrance, turn_away
 from .forwarded import believed
-from .handler import HTTPRequestHandler
-from .visit import OwnVisit, PlainVisit, parkable
+from .standard import handler_class
+from .visit import Visit, parkable
 
 
 class PreforkHTTPServer(_OwnServer, HTTPServer):
@@ -27,7 +27,10 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
     ``handle()`` nor ``handle_one_request()``, and this neither ``process_request()`` nor
     ``finish_request()``; one that does keeps its worker, as ever. Before the first request,
     too, it costs none: while a PROXY header or a TLS handshake is under way.
-    ``HTTPRequestHandler`` is the handler to use; any ``BaseHTTPRequestHandler`` will do.
+
+    ``HTTPRequestHandler`` is the handler to use. A class for ``http.server`` is served by a
+    class of its name, in which ``HTTPRequestHandler`` stands in the place of
+    ``BaseHTTPRequestHandler``; see ``docs/migrating.md`` for what stays as it is.
     """
 
     _prefork_alpn = ("http/1.1",)
@@ -51,6 +54,7 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
             self.server_name, self.server_port = self.server_address[:2]
 
     def _prefork_serve(self, master: MasterHandle, *args: Any) -> None:
+        self.RequestHandlerClass = handler_class(self.RequestHandlerClass)
         self._prefork_visit = self._prefork_parking(master)
         super()._prefork_serve(master, *args)
 
@@ -67,13 +71,11 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
         if make is None:
             return None
         handler = make.func if isinstance(make, partial) else make
-        own = issubclass(handler, HTTPRequestHandler)  # type: ignore[arg-type]
-        visit = OwnVisit if own else PlainVisit
-        head_timeout = (handler if own else HTTPRequestHandler).head_timeout  # type: ignore[union-attr]
+        head_timeout = handler.head_timeout  # type: ignore[attr-defined]
         accepting, proxies = master._accepting(), self._prefork_proxies
 
         def go_in(acceptor: Acceptor, request: Any, peer: Any) -> None:
-            visit(self, master, acceptor, request, peer).begin(make)
+            Visit(self, master, acceptor, request, peer).begin(make)
 
         def park(request: Any, peer: Any) -> None:
             if type(request) is Connection and not proxies:

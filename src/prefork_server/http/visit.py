@@ -11,15 +11,13 @@ import socketserver
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler
-from io import BufferedReader
 from typing import Any
 
 from ..acceptor import Acceptor, Guest
 from ..handle import MasterHandle
 from ..scoreboard import in_ns
 from .handler import HTTPRequestHandler
-from .stream import LINGER, LINGER_BYTES, SIZE, Rest, Stream
+from .stream import LINGER, LINGER_BYTES, SIZE
 from .wire import Reject, find_head, read_known
 
 
@@ -33,36 +31,18 @@ class _Parked(socketserver.BaseRequestHandler):
         pass
 
 
-class _ParkedPlain(_Parked):
-    """Of a class that does not know when its worker goes: the client is told all the same."""
-
-    _is_final = True
-
-    def send_response_only(self, code: int, message: str | None = None) -> None:
-        self._is_final = code >= 200  # after a 100 the answer is yet to come, or after a 101 none
-        super().send_response_only(code, message)  # type: ignore[misc]
-
-    def end_headers(self) -> None:
-        handler: Any = self
-        if self._is_final and not handler.close_connection and handler.connection.is_over():
-            handler.send_header("Connection", "close")  # which ends it
-        super().end_headers()  # type: ignore[misc]
-
-
 def parkable(handler: Any) -> Callable[..., Any] | None:
     """A form of this handler class whose connections can be parked; None if it has its own way
     of handling them. A ``functools.partial`` of one will do, too."""
     kind = handler.func if type(handler) is functools.partial else handler
-    if not (isinstance(kind, type) and issubclass(kind, BaseHTTPRequestHandler)):
+    if not (
+        isinstance(kind, type)
+        and issubclass(kind, HTTPRequestHandler)
+        and kind.handle is HTTPRequestHandler.handle
+        and kind.handle_one_request is HTTPRequestHandler.handle_one_request
+    ):
         return None
-    for own in ("handle", "handle_one_request"):
-        if getattr(kind, own) not in (
-            getattr(BaseHTTPRequestHandler, own),
-            getattr(HTTPRequestHandler, own),
-        ):
-            return None
-    first = _Parked if issubclass(kind, HTTPRequestHandler) else _ParkedPlain
-    parked = type(kind.__name__, (first, kind), {"__module__": kind.__module__})
+    parked = type(kind.__name__, (_Parked, kind), {"__module__": kind.__module__})
     if kind is handler:
         return parked
     return functools.partial(parked, *handler.args, **handler.keywords)
@@ -87,21 +67,22 @@ class Visit(Guest):
 
     def begin(self, make: Callable[..., Any]) -> None:
         """It has just been accepted."""
-        self.handler = make(self.request, self.peer, self._server)
-        self._await_first()
+        handler = self.handler = make(self.request, self.peer, self._server)
+        self._stream = handler._stream
+        self._limits = handler.limits
+        self._pause_ns = in_ns(handler.keep_alive_timeout)
+        self._step = Visit._read if handler.wfile is handler._reply else Visit._hold
+        self.until_ns = time.monotonic_ns() + in_ns(handler.head_timeout)
+        self.resume()
 
     def _hold(self) -> None:
-        """It has files of its own: then it keeps its worker, too."""
-        if time.monotonic_ns() < self.until_ns:
-            self._master._took_again(self)
-            super(_Parked, self.handler).handle()  # type: ignore[misc]
+        """The handler has files of its own, which wait: it keeps its worker."""
+        self._master._took_again(self)
+        super(_Parked, self.handler).handle()  # type: ignore[misc]
         self._close()
 
     def dismiss(self) -> None:
         self._close()
-
-    def _await_first(self) -> None:
-        raise NotImplementedError
 
     def _keep(self, seconds: float, ready: bool = False) -> None:
         self._acceptor.keep(self, time.monotonic_ns() + in_ns(seconds), ready)
@@ -122,26 +103,6 @@ class Visit(Guest):
         self.handler.lingers = False  # it has
         with suppress(OSError):
             super(_Parked, self.handler).finish()  # type: ignore[misc]
-
-
-class OwnVisit(Visit):
-    """Of an ``HTTPRequestHandler``, which waits for no head."""
-
-    awaited: bool
-    until_ns: int
-
-    def _await_first(self) -> None:
-        handler = self.handler
-        if handler.wfile is not handler._reply:
-            self._step = Visit._hold
-            self._keep(handler.head_timeout)
-            return
-        self._stream = handler._stream
-        self._limits = handler.limits
-        self._pause_ns = in_ns(handler.keep_alive_timeout)
-        self._step = OwnVisit._read
-        self.until_ns = time.monotonic_ns() + in_ns(handler.head_timeout)
-        self.resume()
 
     # Each step ends by keeping the connection for the next one, or closing it.
 
@@ -197,7 +158,7 @@ class OwnVisit(Visit):
         if handler.close_connection or handler._body or stream.buffer:
             self._next()
         else:
-            self._step = OwnVisit._read
+            self._step = Visit._read
             self._acceptor.keep(self, time.monotonic_ns() + self._pause_ns)
 
     def _await_more(self, begun: bytes | bytearray) -> None:
@@ -209,14 +170,14 @@ class OwnVisit(Visit):
         elif time.monotonic_ns() >= self.until_ns:
             self._give_up()
             return
-        self._step = OwnVisit._read
+        self._step = Visit._read
         self._acceptor.keep(self, self.until_ns)
 
     def _next(self) -> None:
         handler = self.handler
         if handler.skip_now() is None:
-            if self._step is not OwnVisit._next:
-                self._step = OwnVisit._next
+            if self._step is not Visit._next:
+                self._step = Visit._next
                 self.until_ns = time.monotonic_ns() + in_ns(handler.body_timeout)
             elif time.monotonic_ns() >= self.until_ns:
                 self._close()
@@ -225,10 +186,10 @@ class OwnVisit(Visit):
         elif handler.close_connection:
             self._leave()
         elif self._stream.buffer:
-            self._step = OwnVisit._answer
+            self._step = Visit._answer
             self._keep(handler.head_timeout, ready=True)
         else:
-            self._step = OwnVisit._read
+            self._step = Visit._read
             self._keep(handler.keep_alive_timeout)
 
     def _leave(self) -> None:
@@ -239,7 +200,7 @@ class OwnVisit(Visit):
             return
         with suppress(OSError):
             self.request.shutdown(socket.SHUT_WR)
-        self._step = OwnVisit._linger
+        self._step = Visit._linger
         self._keep(LINGER)
 
     def _linger(self) -> None:
@@ -252,61 +213,3 @@ class OwnVisit(Visit):
             self._close()
         else:
             self._acceptor.keep(self, self.until_ns)
-
-
-class PlainVisit(Visit):
-    """Of a ``BaseHTTPRequestHandler`` as it is, which reads its requests by itself: when a head
-    has come, or will not come, or is longer than any."""
-
-    awaited: bool
-    until_ns: int
-
-    def _await_first(self) -> None:
-        handler = self.handler
-        self._stream = Stream(self.request, HTTPRequestHandler.minimum_rate)
-        standard = isinstance(getattr(handler.rfile, "raw", None), socket.SocketIO)
-        self._step = PlainVisit._read if standard else Visit._hold
-        self._served = False
-        self._keep(HTTPRequestHandler.head_timeout)
-
-    def _read(self) -> None:
-        stream = self._stream
-        begun = bool(stream.buffer)
-        whole = _is_plain_head(stream)
-        came = not whole and stream.fill_now()  # no more than is needed
-        if whole or (came and _is_plain_head(stream)) or (stream.ended and stream.buffer):
-            self._serve()
-        elif stream.ended or time.monotonic_ns() >= self.until_ns:
-            self._close()
-        elif came and not begun and self._served:
-            self.awaited = True
-            self._keep(HTTPRequestHandler.head_timeout)
-        else:
-            self._acceptor.keep(self, self.until_ns)
-
-    def _serve(self) -> None:
-        handler, stream = self.handler, self._stream
-        self._master._took_again(self)
-        self._served, self.awaited = True, False
-        handler.rfile = rfile = BufferedReader(Rest(stream))
-        handler.close_connection = True
-        handler.handle_one_request()
-        if handler.close_connection:
-            self._close()
-            return
-        # What it has read ahead is of the next request.
-        with suppress(BlockingIOError), self.request.without_waiting():
-            stream.buffer = rfile.peek() + stream.buffer
-        self._step = PlainVisit._read
-        if stream.buffer:
-            self.until_ns = time.monotonic_ns() + in_ns(HTTPRequestHandler.head_timeout)
-            self._acceptor.keep(self, self.until_ns, ready=True)
-        else:
-            self._keep(HTTPRequestHandler.keep_alive_timeout)
-
-
-def _is_plain_head(stream: Stream) -> bool:
-    """Whether all is there of what ``http.server`` takes for a head."""
-    data, start = stream.buffer, max(0, stream.seen - 2)
-    stream.seen = len(data)
-    return data.find(b"\n\r\n", start) >= 0 or data.find(b"\n\n", start) >= 0 or len(data) > SIZE
