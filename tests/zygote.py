@@ -8,7 +8,9 @@ it starts: so there is one zygote for each set of such variables, and what is te
 itself (the command as installed, flags, daemons, upgrades) is executed.
 """
 
+import atexit
 import fcntl
+import gc
 import json
 import os
 import random
@@ -30,9 +32,10 @@ _LOADED = (  # by the zygote, so that no program has to
     "prefork_server.http",
     "prefork_server.aio",
     "prefork_server.cli.serve",
+    "prefork_server.imports",
     "prefork_server.master",
     "prefork_server.status.server",
-    "ctypes",
+    "asyncio",
     "http.client",
     "wsgiref.validate",
 )
@@ -237,13 +240,46 @@ def _run(args: list[str]) -> None:
         exec(compile(text, args[0], "exec", dont_inherit=True), vars(main))
 
 
+class _Leave:
+    """Ends a program after all else that ends it: threads, what is registered with atexit.
+
+    An interpreter would take apart each module now, and copy each page for that.
+    """
+
+    status = 0
+
+    def __call__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                if stream:
+                    stream.flush()
+            except (OSError, ValueError):
+                return  # the interpreter tells of it, and has an exit code for it
+        os._exit(self.status)
+
+
 def _main() -> None:
     if os.fork():
         os._exit(0)  # the zygote is no child of the tests, which look at their children
+    leave = _Leave()
+    atexit.register(leave)  # first: the last to run
     for name in _LOADED:
         __import__(name)
+    sys.modules["prefork_server.imports"].load()
+    gc.collect()
+    gc.freeze()  # a collection in a program would copy every page of this
     order, fds = _serve(socket.socket(fileno=int(sys.argv[1])))
-    _run(_become(order, fds))
+    try:
+        _run(_become(order, fds))
+    except KeyboardInterrupt:
+        atexit.unregister(leave)  # the interpreter ends by the signal
+        raise
+    except SystemExit as error:
+        leave.status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
+    except BaseException:
+        leave.status = 1
+        raise
 
 
 if __name__ == "__main__":

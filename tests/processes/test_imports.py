@@ -275,6 +275,7 @@ MOVED = {
 
 @pytest.mark.parametrize("how", ["moved", "replaced"])
 @pytest.mark.parametrize("kind", MOVED)
+@pytest.mark.executed
 def test_a_package_that_is_moved_or_replaced_is_needed_no_more(
     start: Starter, tmp_path: Path, kind: str, how: str
 ) -> None:

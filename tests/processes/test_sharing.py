@@ -1,6 +1,10 @@
 """What workers share of the memory that was there before the fork."""
 
+import pytest
+
 from tests.conftest import Starter
+
+pytestmark = pytest.mark.executed  # a zygote has frozen what it loaded
 
 LOADED = """
     import gc
