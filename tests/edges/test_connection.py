@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -224,9 +223,7 @@ def test_a_client_that_was_answered_and_is_silent_reads_as_the_end(
         assert ours.recv(10) == b"ask"
         ours.sendall(b"answer")
         timer = later(worker.retire)
-        began = time.monotonic()
-        assert ours.recv(10) == b""
-        assert time.monotonic() - began < 1
+        assert ours.recv(10) == b""  # at the end of its patience this would raise
         timer.join()
         theirs.sendall(b"late, and yet in time")
         assert ours.recv(100) == b"late, and yet in time"

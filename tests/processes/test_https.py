@@ -122,13 +122,11 @@ def client_hello(context: ssl.SSLContext) -> bytes:
 
 @BOTH
 def test_many_idle_connections_over_tls_cost_no_worker(serving: Serving, handler: str) -> None:
-    site = serving(f"serve_https({handler})", WORKERS=2)
+    site = serving(f"serve_https({handler})", WORKERS=2, KEEP=600)
     idle = [site.secure() for _ in range(64)]
     for client in idle:
         client.get()
-    begun = time.monotonic()
     site.secure().get()
-    assert time.monotonic() - begun < 2  # and not when somebody's idle time is over
     for client in idle:
         client.get()
     assert site.server.count("is gone") == 0
@@ -211,8 +209,11 @@ def test_http_1_1_is_what_alpn_offers(serving: Serving) -> None:
 # Who does not come as far as a request
 
 
-def test_silent_clients_keep_nobody_out_and_are_let_go(serving: Serving) -> None:
-    site = serving(WORKERS=2, HANDSHAKE=1)
+@pytest.mark.parametrize("handshake_timeout", [600, 1])
+def test_silent_clients_keep_nobody_out_and_are_let_go(
+    serving: Serving, handshake_timeout: int
+) -> None:
+    site = serving(WORKERS=2, HANDSHAKE=handshake_timeout)
     hello = client_hello(site.context)
     silent = [site.plain() for _ in range(20)]
     for client in silent[10:]:
@@ -220,11 +221,13 @@ def test_silent_clients_keep_nobody_out_and_are_let_go(serving: Serving) -> None
     begun = time.monotonic()
     good = site.secure()
     good.get()
-    assert time.monotonic() - begun < 0.9
+    if handshake_timeout > PATIENCE:
+        assert select.select(silent, [], [], 0) == ([], [], [])
+        return
     for client in silent:
         with suppress(ConnectionResetError):
             assert client.recv(100) == b""
-    assert 0.5 < time.monotonic() - begun < PATIENCE / 2
+    assert time.monotonic() - begun > 0.5
     good.get()
     site.server.saw("DEBUG .* is gone: timed out", times=20)
     assert site.server.count("reaped|Traceback") == 0
@@ -232,13 +235,12 @@ def test_silent_clients_keep_nobody_out_and_are_let_go(serving: Serving) -> None
 
 def test_a_handshake_that_trickles_in_has_its_time_in_all(serving: Serving) -> None:
     site = serving(HANDSHAKE=0.5)
-    client, begun = site.plain(), time.monotonic()
+    client, hello = site.plain(), client_hello(site.context)
+    sent = 0
     with suppress(ConnectionError):
-        for byte in client_hello(site.context):
-            client.sendall(bytes([byte]))
-            if select.select([client], [], [], 0.02)[0]:
-                break
-    assert time.monotonic() - begun < 3
+        while sent < len(hello) and not select.select([client], [], [], 0.02)[0]:
+            sent += client.send(hello[sent : sent + 1])
+    assert sent < len(hello)  # all of it would take ten seconds
     site.server.saw("is gone: timed out")
     site.secure().get()
 
@@ -538,15 +540,13 @@ def test_over_tls_who_does_not_read_the_answer_is_not_waited_for(serving: Servin
 
 @BOTH
 def test_a_stop_says_goodbye_to_who_is_idle_over_tls(serving: Serving, handler: str) -> None:
-    site = serving(f"serve_https({handler})")
+    site = serving(f"serve_https({handler}, graceful_timeout=600)", KEEP=600, HANDSHAKE=600)
     idle = [site.secure() for _ in range(20)]
     for client in idle:
         client.get()
     half = site.plain()
     half.sendall(client_hello(site.context)[:50])
-    begun = time.monotonic()
     assert site.server.quit() == 0
-    assert time.monotonic() - begun < 5
     for client in idle:
         assert client.is_closed()
 

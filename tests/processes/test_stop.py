@@ -4,7 +4,6 @@ import os
 import select
 import signal
 import socket
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -175,12 +174,14 @@ def _queue_is_empty(server: Server) -> bool:
     return all(row[4].endswith(":00000000") for row in rows if row[3] == "0A")
 
 
+SAID = "dict(workers=2, graceful_timeout=600)"
 DEFERRED = {
-    "http": "from prefork_server.http import *; "
-    "PreforkHTTPServer('127.0.0.1:0', Hello, workers=2).serve_forever()",
-    "http with threads": "from prefork_server.http import *; "
-    "PreforkHTTPServer('127.0.0.1:0', Hello, workers=2, threads=8).serve_forever()",
-    "mixin": "PreforkTCPServer.defer_accept = 5; serve(Hello, workers=2)",
+    kind: f"from prefork_server.http import PreforkHTTPServer; said = {SAID}; {program}"
+    for kind, program in {
+        "http": "serve(Hello, PreforkHTTPServer, **said)",
+        "http with threads": "serve(Hello, PreforkHTTPServer, threads=8, **said)",
+        "mixin": "PreforkTCPServer.defer_accept = 5; serve(Hello, **said)",
+    }.items()
 }
 
 
@@ -201,9 +202,7 @@ def test_clients_that_were_deferred_have_a_second_to_speak(
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         for client in clients:
             assert b" 200 " in read_all(client)
-        began = time.monotonic()
         assert server.wait() == 0
-        assert time.monotonic() - began < 3
 
 
 def test_clients_that_were_deferred_and_say_nothing_keep_a_stop_for_a_second(
@@ -211,9 +210,7 @@ def test_clients_that_were_deferred_and_say_nothing_keep_a_stop_for_a_second(
 ) -> None:
     server = start(f"{HELLO}\n        {DEFERRED['http']}\n").all_ready(2)
     with server.connect(), server.connect():
-        began = time.monotonic()
         assert server.quit() == 0
-        assert time.monotonic() - began < 3
 
 
 def test_without_clients_no_time_is_lost(start: Starter) -> None:
@@ -246,7 +243,7 @@ def test_where_no_filter_may_be_attached_the_queue_is_served_and_the_stop_is_pro
                 super().server_activate()
                 self.socket.setsockopt(socket.SOL_SOCKET, 44, 1)  # SO_LOCK_FILTER
 
-        serve(Held, Locked, workers=1)
+        serve(Held, Locked, workers=1, graceful_timeout=600)
     """).all_ready(1)
     with ExitStack() as stack:
         holder = stack.enter_context(server.connect())
@@ -258,22 +255,18 @@ def test_where_no_filter_may_be_attached_the_queue_is_served_and_the_stop_is_pro
             client.shutdown(socket.SHUT_WR)
         server.signal(signal.SIGQUIT)
         server.saw("SIGQUIT: stopping 1 workers gracefully")
-        began = time.monotonic()
         holder.shutdown(socket.SHUT_WR)
         for client in queue:
             assert read_all(client) == b"queued"
         assert server.wait() == 0
-        assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_term_does_not_wait(start: Starter, signum: int) -> None:
-    server = start(HELD + "    serve(Held, workers=2)").ready()
+    server = start(HELD + "    serve(Held, workers=2, graceful_timeout=600)").ready()
     with hold(server) as client:
-        began = time.monotonic()
         server.signal(signum)
         assert server.wait() == 0
-        assert time.monotonic() - began < 5  # and not the 30 s of graceful_timeout
         assert client.recv(10) == b""
 
 
@@ -427,12 +420,10 @@ def test_a_handler_in_the_middle_of_its_work_is_not_interrupted(start: Starter) 
 
 
 def test_a_stop_right_after_the_start_is_prompt(start: Starter) -> None:
-    for number in range(20):
-        server = start("serve(Echo, workers=3)")
+    for number in range(STOPS):
+        server = start("serve(Echo, workers=3, boot_timeout=600, graceful_timeout=600)")
         server.saw("worker=1 .*forked" if number % 2 else "ready")
-        began = time.monotonic()
         assert server.quit() == 0
-        assert time.monotonic() - began < 5
 
 
 def test_a_stop_before_anybody_is_ready_leaves_nobody(start: Starter) -> None:

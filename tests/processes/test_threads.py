@@ -1,10 +1,10 @@
 """``threads=N``: a worker serves so many at once, and knows of each whether it lives."""
 
+import os
 import signal
 import socket
 import socketserver
 import subprocess
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -283,15 +283,14 @@ def test_a_thread_that_a_handler_left_behind_keeps_no_worker(start: Starter, thr
     server = start(f"""
         class Leaves(Echo):
             def handle(self):
-                threading.Thread(target=time.sleep, args=(60,), daemon=False).start()
+                threading.Thread(target=time.sleep, args=(1000,), daemon=False).start()
                 super().handle()
 
-        serve(Leaves, workers=1, threads={threads})
+        serve(Leaves, workers=1, threads={threads}, graceful_timeout=600)
     """).all_ready(1)
     assert server.ask(b"hello") == b"hello"
-    begun = time.monotonic()
     assert server.quit() == 0
-    assert time.monotonic() - begun < 20 and server.count("killing") == 0
+    assert server.count("killing") == 0
 
 
 def test_a_fork_that_a_handler_makes_never_comes_back_into_a_thread(start: Starter) -> None:
@@ -343,21 +342,18 @@ def test_sixty_four_who_are_kept_leave_a_place_for_the_next_one(
     start: Starter, handler: str
 ) -> None:
     server = start(
-        HTTP + f"\n    serve({handler}, PreforkHTTPServer, workers=2, threads=4)\n"
+        HTTP + f"\n    serve({handler}, PreforkHTTPServer, workers=2, threads=4)\n",
+        env={**os.environ, "KEEP": "600"},
     ).all_ready(2)
     with ExitStack() as stack:
         kept = [Client(server) for _ in range(64)]
         for client in kept:
             stack.callback(client.close)
             assert client.get().isdigit()
-        times = []
         for _ in range(20):
-            begun = time.monotonic()
             newcomer = Client(server)
             assert newcomer.get().isdigit()
-            times.append(time.monotonic() - begun)
             newcomer.close()
-        assert min(times) < 0.1, times  # the machine may be busy with others
         for client in kept:
             assert client.get().isdigit()
     assert len(server.workers()) == 2

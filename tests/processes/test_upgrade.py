@@ -212,10 +212,8 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
         elif fault != "absent":
             version.write_text("broken")
         server.expect_error("Traceback", "upgrade failed", "reaped before it was ready", "No such")
-        begin = time.monotonic()
         server.signal(signal.SIGUSR2)
         server.saw(rf"upgrade failed, this master serves on: the successor pid=\d+ {sentence}")
-        assert time.monotonic() - begin < boot_timeout + 1
         count = len(answers)
         eventually(lambda: len(answers) > count + 20)
     assert server.process.poll() is None
