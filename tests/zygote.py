@@ -21,6 +21,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -46,10 +47,11 @@ _WORD = struct.Struct("i")
 class Program:
     """A program that a zygote has forked, as ``subprocess.Popen`` has it."""
 
-    def __init__(self, pid: int, status: IO[bytes], stdin: Any, stdout: Any) -> None:
+    def __init__(self, pid: int, status: IO[bytes], stdin: Any, stdout: Any, stderr: Any) -> None:
         self.pid = pid
         self.stdin: IO[bytes] | None = stdin
         self.stdout: IO[bytes] | None = stdout
+        self.stderr: IO[bytes] | None = stderr
         self.returncode: int | None = None
         self._status = status
 
@@ -78,8 +80,9 @@ def fork_program(
     *,
     env: Mapping[str, str],
     cwd: str | os.PathLike[str] | None,
-    stdin: int,
-    pass_fds: Sequence[int],
+    stdin: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+    two_pipes: bool = False,
 ) -> Program:
     """Start ``python -W error ARGS`` in a session of its own, with its output in one pipe."""
     # What an interpreter reads when it starts, and coverage.
@@ -87,7 +90,40 @@ def fork_program(
     key = json.dumps(decided)
     if key not in _zygotes:
         _zygotes[key] = Zygote(env)
-    return _zygotes[key].fork(args, env, cwd, stdin, pass_fds)
+    return _zygotes[key].fork(args, env, cwd, stdin, pass_fds, two_pipes)
+
+
+def run_program(
+    args: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str | os.PathLike[str] | None,
+    timeout: float,
+) -> subprocess.CompletedProcess[str]:
+    """``subprocess.run(["python", "-W", "error", *args], capture_output=True, text=True)``."""
+    program = fork_program(args, env=env, cwd=cwd, two_pipes=True)
+    assert program.stdout and program.stderr
+    texts = {program.stdout: b"", program.stderr: b""}
+    deadline = time.monotonic() + timeout
+    try:
+        with program.stdout, program.stderr:
+            waiting = list(texts)
+            while waiting:
+                left = deadline - time.monotonic()
+                ready, _, _ = select.select(waiting, [], [], max(0, left))
+                if not ready:
+                    raise subprocess.TimeoutExpired(list(args), timeout)
+                for pipe in ready:
+                    texts[pipe] += (more := os.read(pipe.fileno(), 65536))
+                    if not more:
+                        waiting.remove(pipe)
+        code = program.wait(max(0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+        raise
+    out, err = (text.decode().replace("\r\n", "\n") for text in texts.values())
+    return subprocess.CompletedProcess(list(args), code, out, err)
 
 
 class Zygote:
@@ -112,27 +148,30 @@ class Zygote:
         cwd: str | os.PathLike[str] | None,
         stdin: int,
         pass_fds: Sequence[int],
+        two_pipes: bool,
     ) -> Program:
         status, say = os.pipe()
         out, write = os.pipe()
+        err, complain = os.pipe() if two_pipes else (-1, os.dup(write))
         if stdin == subprocess.PIPE:
             read, feed = os.pipe()
         else:
             read, feed = os.open(os.devnull, os.O_RDONLY) if stdin < 0 else os.dup(stdin), -1
-        theirs = [say, read, write, write, *pass_fds]
+        theirs = [say, read, write, complain, *pass_fds]
         order = {"args": list(args), "env": dict(env), "cwd": str(cwd or os.getcwd())}
         order["fds"] = [0, 1, 2, *pass_fds]
         try:
             socket.send_fds(self._requests, [json.dumps(order).encode()], theirs)
             (pid,) = _WORD.unpack(self._requests.recv(_WORD.size))
         finally:
-            for fd in (say, read, write):
+            for fd in (say, read, write, complain):
                 os.close(fd)
         return Program(
             pid,
             open(status, "rb", buffering=0),
             open(feed, "wb") if feed >= 0 else None,
             open(out, "rb"),
+            open(err, "rb", buffering=0) if two_pipes else None,
         )
 
 

@@ -35,6 +35,7 @@ from tests.conftest import (
     title,
     unmeasured,
 )
+from tests.zygote import run_program
 
 THINGS = """
 import os, signal, socketserver, sys, threading, time
@@ -171,15 +172,8 @@ def command(start: Starter) -> Callable[..., Server]:
 def ended(directory: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """What the command says when it is over, without the log's times."""
     (directory / "things.py").write_text(THINGS)
-    return subprocess.run(  # noqa: PLW1510 - the caller looks
-        [sys.executable, "-W", "error", "-m", "prefork_server", *words],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environ},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **environ}
+    return run_program(["-m", "prefork_server", *words], env=env, cwd=directory, timeout=PATIENCE)
 
 
 def over_http(server: Server) -> bytes:

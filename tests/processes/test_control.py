@@ -18,6 +18,7 @@ import pytest
 from prefork_server.lockfile import write_lock
 from prefork_server.scoreboard import LAYOUT, PID, Scoreboard
 from tests.conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all, unmeasured
+from tests.zygote import run_program
 
 THINGS = """
 import ctypes, os, signal, socketserver, threading, time
@@ -44,15 +45,8 @@ class Held(socketserver.StreamRequestHandler):
 
 
 def asked(directory: Path, *words: str, within: float = PATIENCE) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "prefork_server", *words],
-        capture_output=True,
-        text=True,
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        timeout=within,
-        check=False,
-    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    return run_program(["-m", "prefork_server", *words], env=environ, cwd=directory, timeout=within)
 
 
 @pytest.fixture
