@@ -8,11 +8,12 @@ BENCH ?=
 export PYTHONPATH := src
 # The tests start a thousand programs: where nothing may be kept, each compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
-# They wait more than they compute. Who is done takes over from others: the slow stand together.
-PYTEST := -m pytest -n 6 --dist worksteal
+# They wait about as much as they compute. A process that is done takes over tests from another.
+PYTEST := -m pytest -q -n $(shell expr 2 \* $$(nproc)) --dist worksteal
+SOAK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve env test check format fuzz prove bench bench-quick bench-lifecycle bench-memory clean
+.PHONY: help serve env test check soak format fuzz prove bench bench-quick bench-lifecycle bench-memory clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -39,12 +40,12 @@ check: $(BIN)/.made ## all that is asked of a change: format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	rm -f .coverage .coverage.*
-	@# Measured, a process takes several times as long: a deadline of half a second may pass in
-	@# what coverage itself does at its end. What failed is asked again, unmeasured.
-	$(BIN)/coverage run $(PYTEST) || \
-		$(BIN)/python $(PYTEST) --last-failed --last-failed-no-failures none
+	$(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+soak: $(BIN)/.made ## what the tests do in seconds, for minutes, with its figures; SOAK=0.1 for a tenth
+	SOAK=$(SOAK) $(BIN)/python $(PYTEST) -m soak -rP --timeout 1800
 
 format: $(BIN)/.made ## put the code in order
 	$(BIN)/ruff format .

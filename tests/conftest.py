@@ -40,6 +40,13 @@ properties.register_profile("same", derandomize=True)
 properties.load_profile("same")
 
 PATIENCE = 20.0  # seconds after which a test gives up; far more than anything should take
+SOAK = float(os.environ.get("SOAK", "0"))  # 1 in `make soak`
+
+
+def soak(short: int, long: int) -> int:
+    """How many requests, stops or seconds a test has: ``long`` in `make soak`."""
+    return max(short, round(SOAK * long))
+
 
 PRELUDE = """\
 import os, signal, socket, socketserver, sys, time, threading

@@ -16,11 +16,10 @@ import pytest
 
 from prefork_server import MasterHandle, Preforker
 from tests.certificates import make_certificate
-from tests.conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all
+from tests.conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all, soak
 from tests.hammer import HTTPHammer
 
-# Of each kind of client, with each kind of socket; 20,000 for a longer look.
-REQUESTS = int(os.environ.get("REQUESTS", "1000"))
+REQUESTS = soak(200, 20_000)  # of each kind of client, with each kind of socket
 
 LOOP = """
     def work(master):
@@ -488,9 +487,9 @@ def test_a_plain_handler_says_goodbye_with_the_answer_and_not_before(start: Star
 # Under load
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["tcp", "unix", "tls", "wsgi", "wsgi over tls", "plain over tls"])
-def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten_and_a_stop(
+def test_no_request_is_lost_in_reloads_with_recycling_at_every_ten_and_a_stop(
     start: Starter, tmp_path: Path, kind: str
 ) -> None:
     trusting = make_certificate(tmp_path) if kind.endswith("tls") else None
@@ -505,9 +504,8 @@ def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten_and_a_sto
     server = start(PAGE + OTHER_PAGES + program).all_ready(4)
     coming = HTTPHammer(server.address, 8, trusting=trusting)
     keeping = HTTPHammer(server.address, 8, keeping=True, trusting=trusting)
-    reloads = 10 if REQUESTS > 5000 else 3
     with coming, keeping:
-        for generation in range(2, 2 + reloads):
+        for generation in range(2, 2 + soak(2, 10)):
             hup(server, generation)
         for hammer in (coming, keeping):
             hammer.ended("served", REQUESTS, patience=500)
@@ -521,7 +519,7 @@ def test_no_request_is_lost_in_ten_reloads_with_recycling_at_every_ten_and_a_sto
     assert server.wait() == 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_no_datagram_that_reached_the_socket_is_lost_in_a_reload(start: Starter) -> None:
     server = start("""
         class Shout(socketserver.BaseRequestHandler):
@@ -549,7 +547,7 @@ def test_no_datagram_that_reached_the_socket_is_lost_in_a_reload(start: Starter)
         threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
         for thread in threads:
             thread.start()
-        for generation in range(2, 12 if REQUESTS > 5000 else 5):
+        for generation in range(2, 2 + soak(2, 10)):
             hup(server, generation)
         eventually(lambda: failed or counts["served"] >= REQUESTS, 500)
         stop.set()

@@ -28,6 +28,7 @@ from tests.conftest import (
     open_files,
     pipes_of,
     read_all,
+    soak,
     title,
     unmeasured,
 )
@@ -958,12 +959,10 @@ def test_no_directory_for_temporary_files_and_none_to_write_to_is_nobodys_loss(
     assert server.quit() == 0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("settings", ["workers=4", "workers=2, max_workers=6"])
-@pytest.mark.timeout(120)
-def test_ten_seconds_of_kills_cost_no_more_requests_than_kills(
-    start: Starter, settings: str
-) -> None:
-    seconds = float(os.environ.get("KILLING", "10"))
+def test_kills_under_load_cost_no_more_requests_than_kills(start: Starter, settings: str) -> None:
+    seconds = soak(1, 10)
     server = start(f"{ANSWER}\n    serve(Answer, {settings})", env=unmeasured()).all_ready(2)
     wanted = 4 if settings == "workers=4" else 2
     server.saw("forked", times=wanted)
@@ -981,7 +980,8 @@ def test_ten_seconds_of_kills_cost_no_more_requests_than_kills(
                     os.kill(random.choice(workers), signal.SIGKILL)
                     kills += 1
         hammer.ended("served", hammer.counts["served"] + 100)
-    assert kills > seconds * 5
+    print(kills, "kills", hammer.counts)
+    assert kills >= 3
     assert hammer.counts["lost"] + hammer.counts["refused"] <= kills, hammer.counts
     eventually(lambda: len(server.workers()) == wanted, 3 * PATIENCE)
     eventually(lambda: len(children(server.pid)) == wanted)  # no zombie stays

@@ -22,12 +22,14 @@ from prefork_server.inheritance import VARIABLE, Inheritance
 from tests.conftest import (
     PATIENCE,
     ROOT,
+    SOAK,
     Server,
     Starter,
     children,
     eventually,
     open_files,
     read_all,
+    soak,
     title,
     unmeasured,
 )
@@ -107,12 +109,13 @@ def test_the_successor_has_the_sockets_the_paths_and_the_pid_file(
     assert not (tmp_path / "pid").exists() and not (tmp_path / "sock").exists()
 
 
+@pytest.mark.soak
 def test_an_upgrade_can_be_followed_by_others_and_leaks_no_descriptor(
     start: Starter, version: Path, tmp_path: Path
 ) -> None:
     server = start(BOTH).all_ready(2)
     pid, count = server.pid, len(open_files(server.pid))
-    for number in range(1, 4):
+    for number in range(1, 1 + soak(2, 10)):
         version.write_text(str(number + 1))
         pid = upgraded(server, pid, number)
         eventually(lambda pid=pid: (tmp_path / "pid").read_text() == f"{pid}\n")  # type: ignore[misc]
@@ -128,7 +131,7 @@ def hammered(server: Server, path: str) -> Iterator[list[list[str]]]:
     over, answers, failures = threading.Event(), [], []
 
     def hammer(path: str | None) -> None:
-        while not over.is_set():
+        while not over.wait(0 if SOAK else 0.02):
             try:
                 answers.append(said(server, path))
             except OSError as error:
@@ -148,6 +151,7 @@ def hammered(server: Server, path: str) -> Iterator[list[list[str]]]:
     assert all(len(answer) == 3 for answer in answers), "cut short"
 
 
+@pytest.mark.soak
 def test_no_request_is_lost_in_an_upgrade_under_fire(
     start: Starter, version: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +164,8 @@ def test_no_request_is_lost_in_an_upgrade_under_fire(
         last = upgraded(server, successor, 2)
         eventually(lambda: answers[-1][0] == "3")
     assert {answer[0] for answer in answers} == {"1", "2", "3"}
-    assert len(answers) > 500
+    print(len(answers), "answers")
+    assert len(answers) > 100
     stopped(server, last)
 
 
@@ -874,10 +879,7 @@ with prefork_server.PreforkTCPServer("127.0.0.1:0", Tell, workers=1) as server:
     stopped(server, successor)
 
 
-REQUESTS = int(os.environ.get("REQUESTS", "500"))  # of each kind; 20,000 for the long look
-
-
-@pytest.mark.timeout(600)
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_no_request_is_lost_in_reloads_upgrades_rotations_and_recycling_together(
     start: Starter, tmp_path: Path, kind: str
@@ -902,7 +904,7 @@ def test_no_request_is_lost_in_reloads_upgrades_rotations_and_recycling_together
     """)
     server.saw("^ready, listening on")
     where = str(tmp_path / "sock") if kind == "unix" else server.address
-    upgrades, reloads, rotations = (5, 2, 4) if REQUESTS >= 20_000 else (2, 1, 2)
+    upgrades, reloads, rotations = soak(1, 5), soak(1, 2), soak(2, 4)
     pid, log = server.pid, tmp_path / "log"
 
     def told(pattern: str) -> re.Match[str]:
@@ -931,7 +933,7 @@ def test_no_request_is_lost_in_reloads_upgrades_rotations_and_recycling_together
             told(f"master pid={pid} stopped")
             pid = int(successor)
         for hammer in (coming, keeping):
-            hammer.ended("served", REQUESTS, patience=500)
+            hammer.ended("served", soak(300, 20_000), patience=600)
     print(kind, coming.counts, keeping.counts, coming.longest, keeping.longest)
     assert set(coming.counts) == set(keeping.counts) == {"served"}
     assert (tmp_path / "pid").read_text() == f"{pid}\n"
