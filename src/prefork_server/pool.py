@@ -140,7 +140,7 @@ class Pool(Roster):
             suspect=tuple(judged["suspect"]),
             end=tuple(judged["end"]),
             kill=tuple(judged["kill"]),
-            wake_ns=now_ns if serves else min(alarms, default=NEVER),
+            wake_ns=now_ns if serves or retire else min(alarms, default=NEVER),
         )
 
     def _right_size(self, now_ns: int, alarms: list[int]) -> int:
