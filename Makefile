@@ -27,15 +27,20 @@ $(BIN)/.made: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, not " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group test --editable .
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/.made
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
 	@touch $@
 
 env: $(BIN)/.made
 
 test: $(BIN)/.made ## make an environment and pass the tests; TEST=... chooses, PYTHON=... too
-	$(BIN)/python $(PYTEST) $(TEST)
+	@# `make check` has the type checkers that the one left out asks.
+	$(BIN)/python $(PYTEST) --ignore=tests/processes/test_typing.py $(TEST)
 
-check: $(BIN)/.made ## all that is asked of a change: format, lint, types, tests with coverage
+check: $(BIN)/.dev ## all that is asked of a change: format, lint, types, tests with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -47,7 +52,7 @@ check: $(BIN)/.made ## all that is asked of a change: format, lint, types, tests
 soak: $(BIN)/.made ## what the tests do in seconds, for minutes, with its figures; SOAK=0.1 for a tenth
 	SOAK=$(SOAK) $(BIN)/python $(PYTEST) -m soak -rP --timeout 1800
 
-format: $(BIN)/.made ## put the code in order
+format: $(BIN)/.dev ## put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -71,7 +71,6 @@ def test_a_whole_test_file_passes(name: str, text: str, tmp_path: Path) -> None:
 
 
 def test_coverage_across_forks_is_measured_as_the_page_says(tmp_path: Path) -> None:
-    pytest.importorskip("coverage")
     test = blocks("testing.md", "python")[0]
     (tmp_path / "test_yours.py").write_text(test)
     toml = blocks("testing.md", "toml")[0].replace("[run]", "[tool.coverage.run]")

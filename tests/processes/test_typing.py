@@ -73,7 +73,6 @@ CHECKERS = {
 
 
 def _check(checker: str, *files: Path) -> subprocess.CompletedProcess[str]:
-    pytest.importorskip(checker)
     command = [sys.executable, *CHECKERS[checker], *map(str, files)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -94,7 +93,6 @@ def test_a_misspelt_setting_is_an_error_to_a_type_checker(checker: str, tmp_path
 
 
 def test_the_types_of_the_public_interface_are_complete() -> None:
-    pytest.importorskip("pyright")
     verify = ["-m", "pyright", "--verifytypes", "prefork_server", "--ignoreexternal"]
     result = subprocess.run(
         [sys.executable, *verify, "--pythonpath", sys.executable],
