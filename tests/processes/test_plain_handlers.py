@@ -17,8 +17,6 @@ from prefork_server.http import HTTPRequestHandler, PreforkHTTPServer
 from prefork_server.testing import serving
 from tests.conftest import PATIENCE, Starter, read_all
 
-pytestmark = pytest.mark.processes
-
 LAST = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 KEPT = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 

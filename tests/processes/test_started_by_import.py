@@ -8,8 +8,6 @@ import pytest
 
 from tests.conftest import Server, Starter
 
-pytestmark = pytest.mark.processes
-
 APP = """
     def app(environ, start_response):
         start_response("200 OK", [("Content-Length", "2")])
