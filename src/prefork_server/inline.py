@@ -18,6 +18,7 @@ from .handle import MasterHandle, Shared
 from .here import standing_in
 from .job import Job
 from .journal import Journal
+from .logfiles import logger_named
 from .remote import Remote
 from .reports import Reports
 from .scoreboard import DRAIN, DRAIN_ONCE, SERVING, STATE, WANTED, Scoreboard
@@ -42,6 +43,7 @@ def run_inline(job: Job, remote: Remote) -> None:
             listener.serve()
         with remote.ringing(bell, board), standing_in(master), _hearing(master):
             job.hooks.after_fork(master)
+            logger_named(job.logger)
             addresses = [listener.address for listener in job.listeners]
             journal = Journal(job.logger, os.getpid())
             journal.ready(addresses, ", inline")

@@ -28,7 +28,14 @@ _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 
 
 def logger_named(logger: logging.Logger | None) -> logging.Logger:
-    return logger or logging.getLogger(LOGGER)
+    """The logger, or ours, undone what ``dictConfig()`` and ``fileConfig()`` do to one that was
+    there before: they disable it, or, if they name it, take our handlers from it."""
+    logger = logger or logging.getLogger(LOGGER)
+    logger.disabled = False
+    with _turn:
+        for handler in _lent.get(logger, (0, ()))[1]:
+            logger.addHandler(handler)  # once, however often this is called
+    return logger
 
 
 @contextmanager
@@ -49,11 +56,12 @@ def speaking(
                 handler = (
                     LogFile(absolute("log_path", path), owners)
                     if path
-                    else next(shared, None) or _Stderr()
+                    else next(shared, None) or _Stderr(logger)
                 )
                 form = _Form(_FORMAT, f"%Y-%m-%d {_TIME}" if path else _TIME)
                 handler.setFormatter(form)
                 stack.enter_context(lent(logger, handler))
+            logger_named(logger)
         yield
 
 
@@ -62,7 +70,7 @@ _turn = threading.RLock()
 os.register_at_fork(
     before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release
 )
-_lent: dict[logging.Logger, tuple[int, list[logging.Handler]]] = {}
+_lent: dict[logging.Logger, tuple[int, list[logging.Handler]]] = {}  # and the level of before
 
 
 @contextmanager
@@ -160,7 +168,17 @@ class _Unhindered(logging.StreamHandler[TextIO]):
 
 
 class _Stderr(_Unhindered):
-    """Standard error, for a program that has configured nothing."""
+    """Standard error, while the program has configured nothing: a target that is imported in the
+    worker may do so."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        source = logging.Logger.manager.loggerDict.get(record.name)
+        if not is_configured(source if isinstance(source, logging.Logger) else self._logger):
+            super().emit(record)
 
 
 class LogFile(_Unhindered, logging.FileHandler):
@@ -169,6 +187,8 @@ class LogFile(_Unhindered, logging.FileHandler):
     def __init__(self, path: FilePath, owners: Collection[int] = ()) -> None:
         self._owners = owners
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        # A dictConfig() would close it: then a worker of another user may not open it again.
+        logging._removeHandlerRef(weakref.ref(self))  # type: ignore[attr-defined]
 
     def _open(self) -> Any:
         fd = open_appending(self.baseFilename, "log_path", self._owners)
@@ -231,6 +251,11 @@ def _redirected(name: str, fd: int, path: FilePath, owners: Collection[int]) -> 
 
 
 _redirections: dict[int, tuple[str, str, threading.Thread]] = {}  # and whose it is
+
+
+def leads_nowhere(fd: int) -> bool:
+    """Whether the settings, or those of a daemon by default, drop what is printed there."""
+    return fd in _redirections and _redirections[fd][1] == os.devnull
 
 
 @contextmanager
@@ -302,9 +327,11 @@ _openers: "weakref.WeakKeyDictionary[logging.Handler, _Opener]" = weakref.WeakKe
 
 
 def _file_handlers() -> Iterator[Any]:
-    """All that there are, as logging.shutdown() finds them: one may stand behind another."""
-    for reference in logging._handlerList.copy():  # type: ignore[attr-defined]
-        handler = reference()
+    """All that there are, as logging.shutdown() finds them, since one may stand behind another;
+    and ours."""
+    references = logging._handlerList.copy()  # type: ignore[attr-defined]
+    ours = (handler for _, handlers in _lent.values() for handler in handlers)
+    for handler in (*(reference() for reference in references), *ours):
         if isinstance(handler, logging.FileHandler):
             yield handler
 

@@ -392,10 +392,11 @@ class PreforkMixIn(_Base):
             master.logger.debug("%s is gone: %s", text, printable(str(error)), extra=extra)
             return
         master._failed(error)
+        logger = logger_named(master.logger)
         if type(self).handle_error is socketserver.BaseServer.handle_error:
-            master.logger.error("handler failed for %s", text, exc_info=error, extra=extra)
+            logger.error("handler failed for %s", text, exc_info=error, extra=extra)
         else:
             try:
                 self.handle_error(request, peer)
             except Exception:
-                master.logger.exception("handle_error failed for %s", text, extra=extra)
+                logger.exception("handle_error failed for %s", text, extra=extra)

@@ -13,6 +13,7 @@ from typing import NoReturn
 from .handle import MasterHandle, Shared
 from .here import stand_here
 from .job import Job, nothing
+from .logfiles import logger_named
 from .output import cover, flush_streams
 from .reports import leave_report
 from .signals import AGAIN, ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
@@ -74,6 +75,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
                 shared.prints.print_here()
             job.identity.assume()
         job.hooks.after_fork(master)
+        logger_named(job.logger)  # is heard, though the program may have configured logging
         cover()  # log handlers, too, that the program has made since the fork
         master._be_ready()
         job.work(master)

@@ -7,7 +7,7 @@ import time
 from functools import lru_cache
 from typing import Any, Final
 
-from ..logfiles import LOGGER, is_configured
+from ..logfiles import LOGGER, is_configured, leads_nowhere
 from ..output import STANDARD
 from ..text import escape
 
@@ -57,7 +57,10 @@ def _local(second: int) -> str:
 
 
 def _say(line: str) -> None:
-    if is_configured(_logger):
-        _logger.info("%s", line, extra={"event": "access", "pid": os.getpid()})
-    else:
+    if not (is_configured(_logger) or leads_nowhere(1)):
         _stdout.write(f"{line}\n".encode("ascii"))
+        return
+    extra = {"event": "access", "pid": os.getpid()}
+    record = _logger.makeRecord(_logger.name, logging.INFO, "", 0, "%s", (line,), None, None, extra)
+    _logger.disabled = False
+    _logger.handle(record)  # whatever the level of the log is: it was asked for by ``access_log``

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..connection import size_of
 from ..listeners import address_text
-from ..logfiles import logger_named
+from ..logfiles import leads_nowhere, logger_named
 from ..reception import is_tls
 from ..text import escape, printable
 from ..vigil import Waiting
@@ -443,11 +443,15 @@ class HTTPRequestHandler(Asked):
         self._complain(format % args, level=level)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """A line on stderr, as ``http.server`` has it, with all that is not printable escaped."""
-        if sys.stderr:
-            who, when = self.address_string(), self.log_date_time_string()
-            text = (format % args).replace("\\", r"\\")  # so that no text looks like an escape
-            sys.stderr.write(printable(f"{who} - - [{when}] {text}", "\xa0") + "\n")
+        """A line on stderr, as ``http.server`` has it, with all that is not printable escaped;
+        in the log, if what goes to stderr is dropped, as that of a daemon is."""
+        who, when = self.address_string(), self.log_date_time_string()
+        text = (format % args).replace("\\", r"\\")  # so that no text looks like an escape
+        line = printable(f"{who} - - [{when}] {text}", "\xa0")
+        if leads_nowhere(2):
+            logger_named(None).info("%s", line, extra={"event": "request", "pid": os.getpid()})
+        elif sys.stderr:
+            sys.stderr.write(f"{line}\n")
 
     # Where there is no request to answer
 
