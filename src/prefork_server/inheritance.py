@@ -66,11 +66,13 @@ class Inheritance:
         talk.setblocking(False)
         # By its number: if it is never settled, it ends with us, and no object is to complain.
         self._talk, self._is_successor = keep_from_forks(talk.detach()), True
+        # What this program does not take must not live on in its workers: a socket would
+        # accept clients that are never served, a file would stay locked.
         for key, fd, path, file in will["sockets"]:
-            os.set_inheritable(fd, False)
+            os.set_inheritable(keep_from_forks(fd), False)
             self._sockets.append(Legacy(key, fd, path, file and tuple(file)))
         for path, fd in will.get("locks", ()):
-            os.set_inheritable(fd, False)
+            os.set_inheritable(keep_from_forks(fd), False)
             self._locks[path] = fd
 
     def take(self, key: str) -> Legacy | None:
@@ -158,7 +160,7 @@ class Inheritance:
             there = os.fstat(fd)
             self._left.append(Legacy("", fd, path, (there.st_dev, there.st_ino)))
         for one in self._left:
-            os.close(one.fd)
+            drop(one.fd)
         self._sockets, self._locks = [], {}
         if self._talk < 0:  # he is gone already
             for one in self._left:
@@ -179,7 +181,7 @@ def take_over(sock: socket.socket, key: str) -> Legacy | None:
     legacy = inheritance().take(key)
     if legacy:
         os.dup2(legacy.fd, sock.fileno(), inheritable=False)
-        os.close(legacy.fd)
+        drop(legacy.fd)
     return legacy
 
 
