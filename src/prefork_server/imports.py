@@ -15,6 +15,7 @@ _PACKAGE: Final = __package__
 _ALWAYS: Final = (
     f"{_PACKAGE}.stats",
     *("ctypes", "traceback", "linecache", "tokenize", "ast", "unicodedata"),
+    "resource",  # by os.wait4(), in C
     *("encodings.idna", "encodings.latin_1", "encodings.utf_16", "encodings.utf_32"),
     *("_colorize", "_suggestions"),  # of CPython 3.13
 )
@@ -23,6 +24,7 @@ _WITH: Final = {  # where the first is loaded
     "asyncio": "concurrent.futures.thread",  # asyncio.to_thread()
     "email.message": "email.generator",  # str(self.headers)
 }
+_tried: set[str] = set()
 
 
 def load() -> None:
@@ -31,5 +33,8 @@ def load() -> None:
     if sys.warnoptions or sys.flags.dev_mode:
         names.append("tracemalloc")  # a ResourceWarning is shown
     for name in names:
+        if name in _tried:
+            continue  # what is missing would be looked for again
+        _tried.add(name)
         with suppress(ImportError):  # another version of Python, or one built without it
             import_module(name)

@@ -17,6 +17,7 @@ from .crews import check_threads, manned
 from .elsewhere import Elsewhere
 from .errors import ConfigError
 from .handle import MasterHandle
+from .imports import load
 from .inheritance import as_heir
 from .job import HOOKS, Hooks, nothing
 from .launch import Launch
@@ -100,6 +101,7 @@ class PreforkMixIn(_Base):
         self._prefork_remote = Remote()
         self._prefork_more = []
         fill_standard_descriptors()
+        load()  # the program may become another user before it serves
         # The standard library's own defaults (a queue of 5, and 60 s before a port can be
         # had again) are for another kind of server; any other class means what it says.
         # Of datagram servers it would let two have one port.

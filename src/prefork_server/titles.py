@@ -19,7 +19,7 @@ class Title:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._area = memoryview(b"")
+        self._area = memoryview(bytearray())  # nothing, and writable
         try:
             import ctypes
 
