@@ -38,6 +38,11 @@ if not sys.platform.startswith("linux"):
         "elsewhere socketserver.ThreadingMixIn serves the same handlers"
     )
 
+from . import origin as _origin  # noqa: E402 - before the program changes anything
+
+if _origin.VARIABLE in _origin.ENVIRONMENT:  # before it starts anything
+    from . import inheritance as inheritance
+
 __version__ = "0.1.0"
 
 _HOMES = {

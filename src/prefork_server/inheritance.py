@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 from .errors import BootError
 from .forks import drop, keep_from_forks
+from .origin import VARIABLE as VARIABLE
 
-VARIABLE: Final = "PREFORK_SERVER_UPGRADE"
 HEARS: Final = b"hears\n"  # to the old master: signals reach me
 READY: Final = b"ready\n"  # to the old master: a worker of mine has been of use
 WORDS: Final = 1000  # bytes at most of what the new one says besides

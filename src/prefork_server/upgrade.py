@@ -19,16 +19,16 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Final, NoReturn
 
 from .errors import PreforkError
 from .forks import drop, fork, keep_from_forks
-from .inheritance import HEARS, READY, VARIABLE, WORDS, YOURS, inheritance
+from .inheritance import HEARS, READY, WORDS, YOURS, inheritance
 from .journal import Journal
 from .listeners import Listener
+from .origin import COMMAND, DIRECTORY, ENVIRONMENT, VARIABLE
 from .pidfile import Claim
 from .scoreboard import NEVER, SECOND, SUCCESSOR, UPGRADES_FAILED, Scoreboard
 from .signals import Inbox, all_blocked
@@ -36,20 +36,6 @@ from .text import printable
 
 _PROBATION_NS: Final = 2 * SECOND  # who crashes so soon after it was ready is no successor
 _NOT_ITS: Final = (VARIABLE, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-
-
-def _directory() -> str:
-    """Where the program was started; by the name of a link, which may lead elsewhere by now."""
-    here, named = os.getcwd(), os.environ.get("PWD", "")
-    with suppress(OSError):
-        if os.path.samefile(here, named):
-            return named
-    return here
-
-
-_directory_then = ""
-with suppress(OSError):  # it was removed: the successor will start where we are
-    _directory_then = _directory()
 
 
 class Upgrade:
@@ -276,32 +262,30 @@ class Upgrade:
 
 
 def _become_successor(will: str, fds: Sequence[int], mask: set[int]) -> NoReturn:
-    """In the fork: the same command anew, in the environment and the directory of its start."""
+    """In the fork: the same command anew, in the environment and the directory of its start.
+
+    The first of ``fds`` is the talk, which says what cannot be done.
+    """
+    program, words = COMMAND
+    step = "pass the sockets on"
     try:
         for fd in fds:
             os.set_inheritable(fd, True)
-        environ = _environment_then()
+        environ = {name: value for name, value in ENVIRONMENT.items() if name not in _NOT_ITS}
         if "WATCHDOG_PID" in environ:
             environ["WATCHDOG_PID"] = str(os.getpid())
         environ[VARIABLE] = will
-        if _directory_then:
-            os.chdir(_directory_then)
+        if DIRECTORY:
+            step = f"enter the directory {DIRECTORY}, where this program was started"
+            os.chdir(DIRECTORY)
         for signum in signal.valid_signals():
             # A handler of ours would note in a memory that is about to go what is meant for it.
             if callable(signal.getsignal(signum)):
                 signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.execve(sys.executable, sys.orig_argv, environ)  # noqa: S606
+        step = f"execute {program}"
+        os.execve(program, words, environ)  # noqa: S606
     except OSError as error:
-        # Said where the log of the master goes, if nobody has configured logging.
-        os.write(2, f"cannot execute {sys.executable}: {error.strerror}\n".encode())
+        os.write(fds[0], f"cannot {step}: {error.strerror}".encode("utf-8", "replace")[:WORDS])
     finally:
         os._exit(127)
-
-
-def _environment_then() -> dict[str, str]:
-    """That of the start, without what was meant for our eyes alone."""
-    with open("/proc/self/environ", "rb") as file:
-        pairs = [item.partition(b"=") for item in file.read().split(b"\0") if b"=" in item]
-    found = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
-    return {name: value for name, value in found.items() if name not in _NOT_ITS}

@@ -318,7 +318,7 @@ def test_the_working_directory_is_not_on_the_path_of_a_master(
     monkeypatch.chdir(left)
     path = ["", str(left), str(other), str(tmp_path / "link"), f"{entered}/.", "/nowhere.zip"]
     monkeypatch.setattr(sys, "path", path.copy())
-    assert _enter(str(entered)) == [str(entered), *path]
+    assert _enter(str(entered)) == (str(entered), [str(entered), *path])
     assert sys.path == [str(other), "/nowhere.zip"]
 
 

@@ -170,7 +170,6 @@ def test_no_request_is_lost_in_an_upgrade_under_fire(
 
 
 BROKEN = {
-    "absent": ("", r"ended before it was ready: exit code 127"),
     "syntax": ("", r"ended before it was ready: exit code 1"),
     "settings": (
         "Settings(workers=0)",
@@ -197,13 +196,9 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
     start: Starter, version: Path, tmp_path: Path, fault: str
 ) -> None:
     statement, sentence = BROKEN[fault]
-    if fault == "absent":
-        version.write_text(fault)
     boot_timeout = 5 if fault == "hang" else 60
     server = start(f"""{PROGRAM}
-    if version == "absent":
-        sys.executable = "/no/such/program"
-    elif version == "broken":
+    if version == "broken":
         {statement or "pass"}
     serve(Tell, Server, ["127.0.0.1:0", "unix:sock"], workers=2, pid_path="pid",
           boot_timeout={boot_timeout})
@@ -214,7 +209,7 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
     with hammered(server, str(tmp_path / "sock")) as answers:
         if fault == "syntax":
             program.write_text(text + "\n    )")
-        elif fault != "absent":
+        else:
             version.write_text("broken")
         server.expect_error("Traceback", "upgrade failed", "reaped before it was ready", "No such")
         server.signal(signal.SIGUSR2)
@@ -224,8 +219,6 @@ def test_a_successor_that_is_broken_leaves_the_old_master_serving(
     assert server.process.poll() is None
     eventually(lambda: (tmp_path / "pid").read_text() == f"{server.pid}\n")
     assert said(server)[1] == str(server.pid)
-    if fault == "absent":
-        return
     program.write_text(text)  # mended, it works
     version.write_text("2")
     successor = upgraded(server, server.pid)

@@ -31,6 +31,7 @@ from ..journal import Journal
 from ..launch import Launch
 from ..listeners import BACKLOG, Address, Listener, distinct, is_deaf, listen, parse
 from ..logfiles import logger_named
+from ..origin import directory
 from ..output import flush_streams, unhindered
 from ..plan import Death
 from ..privileges import Identity, identity_of
@@ -131,7 +132,7 @@ def _handed_over() -> list[str]:
 def serve(options: Options) -> None:
     """Returns when the server has stopped, or runs as a daemon. Raises a PreforkError."""
     values = options.values
-    path = _enter(values["chdir"] or ".")
+    place, path = _enter(values["chdir"] or "")
     target = Target.parse(values["target"])
     settings = options.settings()  # those of the class come later; what is wrong is told now
     if settings.inline and values["daemon"]:
@@ -139,9 +140,14 @@ def serve(options: Options) -> None:
     handed = _handed_over()
     found = binds(values["bind"] or handed or values["platform"])
     keywords = {name: values[name] for name in KEYWORDS if values[name] is not None}
+    for name in ("certfile", "keyfile"):
+        if name in keywords:
+            keywords[name] = os.path.join(place, keywords[name])
     udp = any(bind.udp for bind in found)
 
     def find() -> Recipe:
+        with suppress(OSError):  # not there any more, or not for the workers' user
+            os.chdir(place)  # by its name: a link may lead to the next release by now
         sys.path[:] = path
         made = recipe(target.load(), values["kind"], udp, keywords)
         made.check(options.settings(**made.said))
@@ -168,8 +174,9 @@ def serve(options: Options) -> None:
     run.go(values["daemon"])
 
 
-def _enter(directory: str) -> list[str]:
-    """Go there; returns the ``sys.path`` of the target, which begins with this directory.
+def _enter(given: str) -> tuple[str, list[str]]:
+    """Go there. Returns the directory, by the names of links, and the ``sys.path`` of the
+    target, which begins with it.
 
     This process does not import from there, nor from the directory that it leaves, by whatever
     name they are on its path: whoever may write there runs code as the workers, and this process
@@ -178,12 +185,12 @@ def _enter(directory: str) -> list[str]:
     path = list(sys.path)
     kept = [each for each in path if not _is_here(each)]
     try:
-        os.chdir(directory)
-        entered = os.getcwd()
+        entered = os.path.join(directory(), given) if given else directory()
+        os.chdir(entered)
     except OSError as error:
-        raise Misuse(f"--chdir {directory}: {error.strerror}") from error
+        raise Misuse(f"--chdir {given or '.'}: {error.strerror}") from error
     sys.path[:] = [each for each in kept if not _is_here(each)]
-    return path if entered in path else [entered, *path]
+    return entered, path if entered in path else [entered, *path]
 
 
 def _is_here(entry: str) -> bool:
