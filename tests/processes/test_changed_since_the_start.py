@@ -11,9 +11,9 @@ import pytest
 
 from tests.certificates import make_certificate
 from tests.conftest import Server, Starter, read_all, unmeasured
-from tests.test_upgrade import stopped, upgraded
+from tests.processes.test_upgrade import stopped, upgraded
 
-pytestmark = [pytest.mark.processes, pytest.mark.executed]
+pytestmark = pytest.mark.executed
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 TELL = """

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PATIENCE, Starter, children, eventually, open_files
-from tests.test_upgrade import stopped, upgraded
+from tests.processes.test_upgrade import stopped, upgraded
 
-pytestmark = [pytest.mark.processes, pytest.mark.executed]
+pytestmark = pytest.mark.executed
 
 TELL = """
     class Tell(socketserver.StreamRequestHandler):

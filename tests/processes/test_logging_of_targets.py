@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import PATIENCE, Server, Starter, eventually, read_all
 
-pytestmark = [pytest.mark.processes, pytest.mark.executed]
+pytestmark = pytest.mark.executed
 
 TARGET = """
 import logging, logging.config
