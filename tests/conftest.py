@@ -237,7 +237,7 @@ class Server:
     def wait(self) -> int:
         """The exit code of the master, when it is gone and its last words were read."""
         code = self.process.wait(PATIENCE)
-        self._reader.join(1)  # a worker that outlives it may keep the pipe open
+        self._reader.join(5)  # a worker that outlives it may keep the pipe open
         return code
 
     def anyone_left(self, within: float = 5) -> bool:

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -137,14 +136,12 @@ def test_a_default_timeout_of_the_program_changes_no_output_on_a_socket(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         out = Output(theirs.fileno())
-        socket.setdefaulttimeout(PATIENCE)
+        socket.setdefaulttimeout(1000)
         try:
             out.write(b"a line\n")
             assert os.get_blocking(theirs.fileno())  # the description is shared with others
             fill(theirs.fileno())
-            begun = time.monotonic()
             out.write(b"lost\n")
-            assert time.monotonic() - begun < PATIENCE / 2
         finally:
             socket.setdefaulttimeout(None)
         assert ours.recv(7) == b"a line\n"

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -250,10 +249,8 @@ def test_a_server_whose_output_is_not_read_lives_its_whole_life(
     life = Life(tmp_path, kind)
     try:
         worker = life.answered_by_another_than(())
-        begun = time.monotonic()
-        for _ in range(30):
+        for _ in range(30):  # if one waited for a reader, it would do so for a minute
             life.answered_by_another_than(())
-        assert time.monotonic() - begun < 10  # if each waited, it would be 30 minutes
         life.ask("raise")
         os.kill(worker, signal.SIGKILL)
         life.answered_by_another_than([worker])
