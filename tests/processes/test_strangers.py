@@ -182,8 +182,8 @@ def test_a_new_pid_file_cannot_be_locked_by_a_reader(place: Path, attack: Attack
             try:
                 fd = os.open(sys.argv[1], os.O_RDONLY)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                pass
+            except OSError:  # it can hold no more
+                time.sleep(0.001)
         """,
         path,
     )
@@ -231,8 +231,8 @@ def test_an_upgrade_hands_both_locks_over_while_readers_lock_what_they_can(
                 try:
                     fd = os.open(os.path.join(sys.argv[1], name), os.O_RDONLY)
                     fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError:
-                    continue
+                except OSError:  # it can hold no more
+                    time.sleep(0.001)
         """,
         place,
     )
@@ -496,7 +496,9 @@ def test_a_memory_whose_owner_can_cut_it_is_none(theirs: Path, attack: Attack, v
         up()
         while True:
             os.ftruncate(board, 0)
+            time.sleep(0.0001)
             os.ftruncate(board, size)
+            time.sleep(0.0001)
         """,
         theirs,
     )
