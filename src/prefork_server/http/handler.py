@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BufferedReader, BytesIO
@@ -308,7 +308,7 @@ class HTTPRequestHandler(Asked):
         if reply.part != OVER:
             reply.fault(f"a {code} was begun after a {reply.status}, and was dropped", True)
 
-    def send_header(self, keyword: str, value: str) -> None:
+    def send_header(self, keyword: str, value: str, *, _is_extra: bool = False) -> None:
         """Add a field. Raises ValueError for what no field can hold."""
         reply = self._reply
         if reply.part != HEAD:
@@ -320,6 +320,16 @@ class HTTPRequestHandler(Asked):
         elif framing:
             self._frame(framing, str(value))
         reply.lines.append(line)
+
+    @property
+    def _default_response_headers(self) -> list[list[str]]:
+        """What ``SimpleHTTPRequestHandler`` (3.15) leaves out of its extra fields: those here."""
+        head = b"".join(self._reply.lines).decode("latin-1")
+        return [line.split(": ", 1) for line in head.split("\r\n")[1:-1]]
+
+    @_default_response_headers.setter
+    def _default_response_headers(self, empty: list[list[str]]) -> None:
+        pass
 
     def _frame(self, name: str, text: str) -> None:
         reply = self._reply
@@ -500,9 +510,10 @@ class _Unchanged(HTTPRequestHandler):
     handle_expect_100 = BaseHTTPRequestHandler.handle_expect_100
     send_response = BaseHTTPRequestHandler.send_response
     send_response_only = BaseHTTPRequestHandler.send_response_only
-    send_header = BaseHTTPRequestHandler.send_header
+    send_header: Any = BaseHTTPRequestHandler.send_header
     end_headers = BaseHTTPRequestHandler.end_headers
     log_request = BaseHTTPRequestHandler.log_request
+    _default_response_headers: Any = cached_property(lambda self: [])
 
 
 @lru_cache
