@@ -7,6 +7,7 @@ would keep the news from whoever waits for it.
 
 import gc
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Collection, Iterator
@@ -25,7 +26,23 @@ def fork() -> int:
     """``os.fork()`` without its warning of threads (3.12): the master names them in its log."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+        pid = os.fork()
+    if pid == 0:
+        _forget_children()
+    return pid
+
+
+def _forget_children() -> None:
+    """The processes that ``multiprocessing`` keeps for itself are children of the parent alone:
+    in a fork it would wait for them, and fail. It starts a new forkserver where it needs one."""
+    with suppress(KeyError, AttributeError, OSError):
+        server = sys.modules["multiprocessing.forkserver"]._forkserver
+        alive, server._forkserver_alive_fd = server._forkserver_alive_fd, None
+        server._forkserver_pid = server._forkserver_address = server._forkserver_authkey = None
+        if alive is not None:
+            os.close(alive)
+    with suppress(KeyError, AttributeError):  # its pipe still leads to the one for all
+        sys.modules["multiprocessing.resource_tracker"]._resource_tracker._pid = None
 
 
 def close_passed_on(but: Collection[int]) -> None:
