@@ -37,6 +37,11 @@ if not sys.platform.startswith("linux"):
         "prefork_server needs Linux (fork, epoll, memfd, pidfd); "
         "elsewhere socketserver.ThreadingMixIn serves the same handlers"
     )
+if sys.implementation.name == "pypy":
+    raise ImportError(
+        "prefork_server does not support PyPy, which has no gc.freeze(): "
+        "each worker would copy what the master has loaded; CPython serves the same program"
+    )
 
 from . import origin as _origin  # noqa: E402 - before the program changes anything
 
