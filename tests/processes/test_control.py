@@ -517,9 +517,10 @@ def test_a_number_that_is_no_pid_is_misuse(number: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+@pytest.mark.parametrize("hides", [False, True], ids=["shown", "hidden"])
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
 def test_another_users_server_is_left_alone(
-    verb: list[str], serve: Callable[..., Server], tmp_path: Path
+    verb: list[str], hides: bool, serve: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = serve()
     nobody = pwd.getpwnam("nobody")
@@ -531,8 +532,16 @@ def test_another_users_server_is_left_alone(
         f"sys.exit(main({[*verb, 'x.pid']!r}))"
     )
     tmp_path.chmod(0o755)  # what lies above may be closed to others: it is there already
+    proc = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t proc -o hidepid=2 none /proc; exec "$@"',
+        "-",
+    ]
     said = subprocess.run(
-        [sys.executable, "-c", code],
+        [*(proc if hides else []), sys.executable, "-c", code],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -250,6 +250,9 @@ def holder(path: str) -> tuple[int, int]:
             raise Misuse(f"{path} names pid {pid}: {error.strerror}") from error
         try:
             if not _holds(pid, fd):
+                if user_of(pid) < 0:  # it has ended, or /proc hides what is another user's
+                    with suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(pidfd, 0)
                 raise Misuse(f"{path} is held, but not by pid {pid}, whose number is in it")
             if _number(path, fd) != pid:
                 raise Misuse(f"{path} has changed hands just now")
