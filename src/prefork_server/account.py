@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from .scoreboard import ERRORS, IN_HAND, Scoreboard
 from .signals import Bell
+from .text import users_part
 from .wear import Wear
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ class Account:
             self._board.set_idle(self.slot, True)
 
     def _failed(self, error: object) -> None:
-        """A handler has raised, in whichever thread."""
+        """A handler has raised, in whichever thread. Of its traceback the user's part is left."""
+        if isinstance(error, BaseException):
+            users_part(error)
         if not self._foreign:
             if isinstance(error, MemoryError):
                 self._wear.ran_out()

@@ -21,9 +21,13 @@ class Elsewhere:
     """
 
     def __init__(
-        self, server: Any, failed: Callable[[object], None], hold: Callable[[int], None]
+        self,
+        server: Any,
+        failed: Callable[[object], None],
+        exited: Callable[[SystemExit], None],
+        hold: Callable[[int], None],
     ) -> None:
-        self._failed, self._hold = failed, hold
+        self._failed, self._exited, self._hold = failed, exited, hold
         self._children = server if isinstance(server, socketserver.ForkingMixIn) else None
         self._count = 0
         self._open: list[socket.socket] = []
@@ -62,8 +66,11 @@ class Elsewhere:
         """The mix-in keeps to itself what a handler raises."""
         try:
             self._finish(request, peer)
+        except SystemExit as error:
+            self._exited(error)
+            raise
         except BaseException as error:  # user code
-            if not (isinstance(error, SystemExit) or getattr(error, "by_client", False)):
+            if not getattr(error, "by_client", False):
                 self._failed(error)
             raise
 

@@ -182,6 +182,19 @@ class MasterHandle(Leave):
 
     # For the front rooms
 
+    def _exited(self, error: SystemExit) -> None:
+        """A handler has called ``sys.exit()``, which asks for a new worker."""
+        code = error.code
+        self.logger.log(
+            logging.INFO if code in (None, 0) else logging.WARNING,
+            "worker=%d pid=%d a handler called sys.exit(%s), retiring",
+            self.slot,
+            os.getpid(),
+            "" if code is None else printable(f"{code!r:.1000}"),
+            extra={"event": "exited", "worker": self.slot, "pid": os.getpid()},
+        )
+        self.retire()
+
     def _accepting(self) -> Acceptor:
         if self._acceptor is None:
             raise RuntimeError("there is nothing to accept from: give Preforker(..., listen=[...])")

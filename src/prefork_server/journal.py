@@ -15,8 +15,9 @@ from typing import Any
 
 from .plan import Death, WorkerHandle
 from .reaper import Used
+from .reports import in_debugger
 from .systemd import Notifier
-from .text import one_record, printable
+from .text import one_record, printable, users_part
 
 
 class Journal:
@@ -65,7 +66,8 @@ class Journal:
     def run_hook(self, name: str, hook: Callable[..., object], *args: Any) -> None:
         try:
             hook(*args)
-        except BaseException:  # user code: its errors are logged and change nothing
+        except BaseException as error:  # user code: its errors are logged and change nothing
+            users_part(error)
             self.say(logging.ERROR, "hook_failed", None, "%s failed", name, exc_info=True)
         if os.getpid() != self._master_pid:
             os._exit(1)  # it forked, and its child came back: there is one master
@@ -95,10 +97,11 @@ class Journal:
             logging.INFO if again else logging.ERROR,
             "killed",
             worker,
-            "%s%s, killing%s",
+            "%s%s, killing%s%s",
             fault,
             at,
             company,
+            in_debugger(stack),
             report="" if again else stack,
         )
 

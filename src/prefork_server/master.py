@@ -372,9 +372,11 @@ class Master:
         inheritance().fail("it was told to stop")  # if it is one's own by now, nobody hears it
         self._upgrade.end(time.monotonic_ns(), hurry)
         self._shut(self._job.listeners, self._pool, hurry)
+        if hurry:  # a TERM to the whole group reaches the service, too
+            self._end_service()
 
     def _end_service(self) -> None:
-        """Last of all, so that it can tell of the others until they are gone."""
+        """In a graceful stop last, so that it can tell of the others until they are gone."""
         self._shut(self._job.service.listeners, self._service, self._pool.hurried)
 
     def _shut(self, listeners: Sequence[Listener], pool: Pool, hurry: bool) -> None:

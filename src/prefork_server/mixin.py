@@ -4,7 +4,6 @@ multi-process one."""
 import os
 import socket
 import socketserver
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -246,8 +245,8 @@ class PreforkMixIn(_Base):
         elif settings.threads > 1:
             self._prefork_crew = manned(master, settings.threads, self._prefork_resume)
         take = Reception(self, master, acceptor, settings).take
-        elsewhere = Elsewhere(self, master._failed, master._hold)
-        if sys.flags.dev_mode and not master.inline:
+        elsewhere = Elsewhere(self, master._failed, master._exited, master._hold)
+        if not master.inline:
             tell_of_lost_state(self, master)
         self._prefork_serve(master, acceptor, take)
         while elsewhere.is_busy():
@@ -386,7 +385,7 @@ class PreforkMixIn(_Base):
         if isinstance(error, KeyboardInterrupt) and master.inline:
             raise error  # a second Ctrl-C, which ends a program that is being debugged
         if isinstance(error, SystemExit):
-            master.retire()  # it asks for a new worker, after this one's manners
+            master._exited(error)  # it asks for a new worker, after this one's manners
             return
         text = address_text(peer) if peer else "a client"
         extra = {"event": "request_failed", "worker": master.slot, "pid": os.getpid()}

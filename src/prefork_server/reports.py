@@ -15,6 +15,7 @@ dump began and where it ended, and the command needs no right to write. The size
 
 import mmap
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -122,6 +123,13 @@ def innermost_first(ident: int) -> tuple[str, str]:
             lines.append(f'  File "{name}", line {line} in {function}')
             frame = frame.f_back
     return place, "\n".join(lines)[:_LONGEST]
+
+
+def in_debugger(stack: str) -> str:
+    """If these frames are those of a debugger that waits for its user: how to give it time."""
+    if not re.search(r'/(bdb|pdb|pydevd)\.py"', stack):
+        return ""
+    return "; it was in a debugger: inline=True (-X) runs one worker without timeouts"
 
 
 def cleaned(raw: bytes) -> str:

@@ -49,6 +49,7 @@ forked from now on, the ``rotation`` that it has begun, and
     past_requests, past_errors, past_busy    what those who are dead had counted
     forks, deaths    how many there were; of the second ``crashes`` were not meant
     begun            when the master began, monotonic ns
+    told             of the names of lost state, what workers have told: a bit for each, or few
     moving           odd: what a dead worker had counted is on its way to the totals
 
 Behind the rows there are notices: what the master alone says, in JSON, each with a number that
@@ -96,7 +97,7 @@ NOTED: Final = 15
 IN_HAND: Final = 16
 
 # Of row 0. To change anything above or below is to change the last digits of LAYOUT.
-THIS_LAYOUT: Final = 0x70726566_0002
+THIS_LAYOUT: Final = 0x70726566_0003
 LAYOUT: Final = 0
 WANTED: Final = 1
 STATE: Final = 2
@@ -116,6 +117,7 @@ CRASHES: Final = 18
 BEGUN: Final = 19
 MOVING: Final = 20
 ROTATED: Final = 21
+TOLD: Final = 22
 
 LAST_DEATHS: Final = 20  # notices of them, numbered from 0
 GENERAL: Final = LAST_DEATHS  # the notice of all else

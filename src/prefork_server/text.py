@@ -6,9 +6,13 @@ that is logged or shown goes through ``printable``, and what has several lines t
 ``one_record``.
 """
 
+import os
 import re
 
 _INDENT = "  "
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_INSTALLED = ("site-packages", "dist-packages")  # below the library, and not of it
 _plain = re.compile(r"[ !#-\[\]-~]*+").fullmatch
 
 
@@ -56,3 +60,21 @@ def escape(text: str, limit: int = 8192) -> str:
             break  # half an escape could swallow the closing quote
         pieces.append(piece)
     return "".join(pieces)
+
+
+def users_part(error: BaseException) -> BaseException:
+    """The same exception, whose traceback begins with the first frame that is neither ours nor
+    the standard library's. If there is none, it has all frames."""
+    rest = error.__traceback__
+    while rest and _is_between(rest.tb_frame.f_code.co_filename):
+        rest = rest.tb_next
+    if rest:
+        error.__traceback__ = rest
+    return error
+
+
+def _is_between(file: str) -> bool:
+    """Whether the code of this file calls user code, which did not call it."""
+    if file.startswith(_LIBRARY):
+        return file.startswith(_OURS) or not any(each in file for each in _INSTALLED)
+    return file.startswith((_OURS, "<frozen ", "uvloop/"))

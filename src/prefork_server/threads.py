@@ -19,7 +19,7 @@ from .acceptor import Acceptor, Guest
 from .handle import MasterHandle
 from .job import nothing
 from .listeners import address_text
-from .reports import innermost_first
+from .reports import in_debugger, innermost_first
 from .scoreboard import NEVER, SECOND
 from .text import one_record
 from .vigil import Vigil
@@ -147,7 +147,7 @@ class Crew:
         place, stacks = innermost_first(ident)
         never = master._patience_ns >= NEVER
         master.logger.error(
-            "worker=%d pid=%d thread %d silent for %s at %s, retiring; %.1fs with %s%s",
+            "worker=%d pid=%d thread %d silent for %s at %s, retiring; %.1fs with %s%s%s",
             master.slot,
             os.getpid(),
             number + 1,
@@ -155,6 +155,7 @@ class Crew:
             place,
             (now_ns - self._since[number]) / SECOND,
             address_text(peer) if peer else "a client",
+            in_debugger(stacks),
             one_record(f"\n{stacks}"),
             extra={
                 "event": "thread_silent",

@@ -17,6 +17,7 @@ from .logfiles import logger_named
 from .output import cover, flush_streams
 from .reports import leave_report
 from .signals import AGAIN, ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
+from .text import users_part
 
 # Of the signals that mean something to the master, or that a terminal sends to all
 # its processes: in a worker they do nothing. Not SIG_IGN, which programs started
@@ -85,9 +86,9 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
             return (asked.code or 0) & 0xFF
         leave_report(report, str(asked.code))
         return 1
-    except BaseException:
+    except BaseException as error:
         # User code failed. The master logs what it reads here, once, however many fail alike.
-        leave_report(report, traceback.format_exc())
+        leave_report(report, "".join(traceback.format_exception(users_part(error))))
         return 1
     finally:
         # A thread of the master may have held a stream's lock at the fork: then this hangs

@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "titles": {"text"},
     "terminal": {"scoreboard", "output", "signals", "text"},
     "reaper": set(),
-    "account": {"scoreboard", "signals", "stats", "wear"},
+    "account": {"scoreboard", "signals", "stats", "text", "wear"},
     "counter": {"errors", "here", "scoreboard", "settings"},
     "bulletin": {"acceptor", "counter", "listeners", "plan", "reaper", "scoreboard", "text"},
     "stats": {"counter", "plan", "scoreboard", "text"},
@@ -97,7 +97,7 @@ MAY_IMPORT = {
     "here": {"handle"},  # for its type alone
     "remote": {"here", "job", "signals", "scoreboard", "stats"},
     "systemd": {"errors", "scoreboard"},
-    "journal": {"plan", "reaper", "systemd", "text"},
+    "journal": {"plan", "reaper", "reports", "systemd", "text"},
     "leave": GROUND | EDGES | {"account"},
     "handle": GROUND | EDGES | {"settings", "job", "wear", "leave"},
     "worker": GROUND | EDGES | {"settings", "job", "handle", "here"},
@@ -106,7 +106,7 @@ MAY_IMPORT = {
     "rotation": {"scoreboard", "logfiles", "plan", "privileges", "journal"},
     "master": GROUND | EDGES | {"settings", "inheritance", "pidfile"} | ROLES - {"master"},
     "elsewhere": set(),
-    "lost": {"handle", "text"},  # the first for its type alone
+    "lost": {"handle", "scoreboard", "text"},  # the first for its type alone
     "threads": GROUND | EDGES | {"settings", "job", "handle"},
     "crews": GROUND | EDGES | {"settings", "handle", "leave", "threads"},
     "reception": GROUND | EDGES | {"settings", "handle", "tls"},

@@ -234,7 +234,7 @@ class Doors:
             protocol = self._factory()
         except BaseException as error:  # user code
             if isinstance(error, SystemExit):
-                self._master.retire()
+                self._master._exited(error)
             else:
                 self._life.report("protocol_factory failed", peer, error)
             connection.close()
@@ -273,7 +273,7 @@ class Doors:
         except BaseException as error:
             # User code. SystemExit asks for a new worker, after this one's manners.
             if isinstance(error, SystemExit):
-                self._master.retire()
+                self._master._exited(error)
             elif _is_by_client(error, reader, writer):
                 self._life.gone(peer, error)
             else:

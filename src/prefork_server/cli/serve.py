@@ -36,7 +36,7 @@ from ..output import flush_streams, unhindered
 from ..plan import Death
 from ..privileges import Identity, identity_of
 from ..remote import Remote
-from ..reports import cleaned
+from ..reports import cleaned, in_debugger
 from ..settings import Settings
 from ..signals import WHERE, all_blocked, when_it_ends
 from ..systemd import OF_THE_SERVICE, handed_over
@@ -256,7 +256,7 @@ def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, An
         told = answer.read(paper, _ending(status))
     except _Late as late:
         stack = cleaned(os.pread(paper, _STACK, 0).rstrip(b"\0"))
-        raise LoadError(str(late), users_stack(stack)) from None
+        raise LoadError(f"{late}{in_debugger(stack)}", users_stack(stack)) from None
     finally:
         os.close(paper)
     return told

@@ -19,7 +19,7 @@ from ..connection import size_of
 from ..listeners import address_text
 from ..logfiles import leads_nowhere, logger_named
 from ..reception import is_tls
-from ..text import escape, printable
+from ..text import escape, printable, users_part
 from ..vigil import Waiting
 from .access import log_answer
 from .asked import Asked
@@ -255,7 +255,13 @@ class HTTPRequestHandler(Asked):
         extra = {"event": "request_failed", "pid": os.getpid()}
         asked = escape(self.requestline, 2048)
         logger_named(None).log(
-            level, '%s: "%s" of %s', printable(what), asked, peer, exc_info=error, extra=extra
+            level,
+            '%s: "%s" of %s',
+            printable(what),
+            asked,
+            peer,
+            exc_info=error and users_part(error),
+            extra=extra,
         )
 
     def skip_now(self) -> bool | None:
