@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .counter import SharedCounter
     from .errors import BindError, BootError, ConfigError, PreforkError
-    from .handle import MasterHandle
     from .here import current_master
     from .http import HTTPRequestHandler as HTTPRequestHandler
     from .http import PreforkHTTPServer as PreforkHTTPServer
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     )
     from .settings import Settings
     from .stats import Stats
+    from .worker.master_handle import MasterHandle
 
 if not sys.platform.startswith("linux"):
     raise ImportError(
@@ -65,7 +65,7 @@ _HOMES = {
         "PreforkUnixStreamServer",
     ),
     "settings": ("Settings",),
-    "handle": ("MasterHandle",),
+    "worker.master_handle": ("MasterHandle",),
     "here": ("current_master",),
     "stats": ("Stats",),
 }

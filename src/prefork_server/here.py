@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .handle import MasterHandle
+    from .worker.master_handle import MasterHandle
 
 _here: "MasterHandle | None" = None
 
@@ -29,7 +29,7 @@ def slot_here() -> int:
     which has none of its own: RuntimeError."""
     if _here is None:
         return 0
-    if _here._foreign:
+    if _here.heartbeat.foreign:
         raise RuntimeError(f"this process is a fork of worker {_here.slot}, and no worker")
     return _here.slot
 
@@ -52,7 +52,7 @@ def standing_in(master: "MasterHandle") -> Iterator[None]:
 
 def _in_fork_of_worker() -> None:
     if _here is not None:
-        _here._disown()
+        _here.disown()
 
 
 os.register_at_fork(after_in_child=_in_fork_of_worker)

@@ -14,7 +14,6 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from .bulletin import Bulletin
-from .handle import MasterHandle, Shared
 from .here import standing_in
 from .job import Job
 from .journal import Journal
@@ -24,6 +23,9 @@ from .reports import Reports
 from .scoreboard import DRAIN, DRAIN_ONCE, SERVING, STATE, WANTED, Scoreboard
 from .signals import Bell, Relay, handled
 from .titles import Title
+from .worker.accept_loop import AcceptLoop
+from .worker.heartbeat import Heartbeat, Shared
+from .worker.master_handle import MasterHandle
 
 if TYPE_CHECKING:
     from .stats import Stats
@@ -35,7 +37,9 @@ def run_inline(job: Job, remote: Remote) -> None:
     nobodys = -1  # it outlives no master, and follows none
     shared = Shared(board, reports, relay, bell, Title(job.app_name), nobodys, os.getpid())
     job = replace(job, settings=replace(job.settings, timeout=None))
-    master = _Inline(job, shared, bell, remote)
+    heartbeat = _Heartbeat(job, shared, bell, remote)
+    loop = AcceptLoop(job, relay, heartbeat) if job.listeners else None
+    master = MasterHandle(heartbeat, loop, os.getpid(), inline=True)
     board.occupy(master.slot, os.getpid(), time.monotonic_ns(), shared.generation)
     board.set(0, WANTED, 1)
     try:
@@ -52,38 +56,44 @@ def run_inline(job: Job, remote: Remote) -> None:
             board.set(0, STATE, SERVING)
             job.work(master)
     finally:
-        master._hang_up()
-        for closing in (relay, reports, bell, board):
+        master.close()
+        for closing in (heartbeat, relay, reports, bell, board):
             closing.close()
 
 
-class _Inline(MasterHandle):
+class _Heartbeat(Heartbeat):
     """There is no master. This says what one would."""
-
-    inline = True
 
     def __init__(self, job: Job, shared: Shared, bell: Bell, remote: Remote) -> None:
         super().__init__(1, job, shared, bell)
         self._remote = remote
+        self._listeners = job.listeners
+        self._wish = 0  # until it is to go
 
     def stats(self) -> "Stats":
-        Bulletin(self._board, self._listeners).tell(time.monotonic_ns())
+        Bulletin(self.board, self._listeners).tell(time.monotonic_ns())
         return super().stats()
 
-    def _is_over(self) -> bool:
-        return self._remote.stop_asked or super()._is_over()
+    def is_over(self) -> bool:
+        return self._remote.stop_asked or super().is_over()
 
-    def _asked_to_go(self) -> int:
-        ajar = [one for one in self._listeners if not one.shut_the_door()]
-        return DRAIN_ONCE if ajar else DRAIN
+    @property
+    def wish(self) -> int:
+        return self._wish
+
+    def awaits_wish(self) -> bool:
+        if not self._wish:
+            ajar = [one for one in self._listeners if not one.shut_the_door()]
+            self._wish = DRAIN_ONCE if ajar else DRAIN
+        return False
 
 
 @contextmanager
-def _hearing(master: _Inline) -> Iterator[None]:
+def _hearing(master: MasterHandle) -> Iterator[None]:
     """The signals that stop a server end the work when it next asks; a second one, at once."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        if master._is_over():
+        if master.heartbeat.is_over():
             raise KeyboardInterrupt
         master.retire()  # rings its own bell
 

@@ -11,8 +11,8 @@ from .privileges import Identity
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .handle import MasterHandle
     from .plan import Death
+    from .worker.master_handle import MasterHandle
 
 _SILENCE = 30.0  # seconds without a sign of life from a service
 _PARTING = 1.0  # seconds it has to go
@@ -91,6 +91,7 @@ class Job:
             timeout=self.settings.timeout or _SILENCE,
             graceful_timeout=min(_PARTING, self.settings.graceful_timeout),
             client_timeout=_PATIENCE,
+            threads=1,
             max_workers=None,
             min_spare_workers=None,
             max_spare_workers=None,

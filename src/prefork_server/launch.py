@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from .daemon import daemonize, go_on
 from .errors import BindError, ConfigError
 from .forks import shared_with_forks
-from .handle import MasterHandle
 from .imports import load
 from .inheritance import inheritance
 from .inline import run_inline
@@ -31,6 +30,7 @@ from .pidfile import Claim, claimed
 from .privileges import Identity, identity_of
 from .remote import Remote
 from .settings import Settings, file_name, settle
+from .worker.master_handle import MasterHandle
 
 
 def no_service() -> AbstractContextManager[Service]:

@@ -13,7 +13,7 @@ from .scoreboard import TOLD, Scoreboard
 from .text import printable
 
 if TYPE_CHECKING:
-    from .handle import MasterHandle
+    from .worker.master_handle import MasterHandle
 
 _PAGE = "https://github.com/prefork-server/prefork-server/blob/main/docs/state.md"
 
@@ -31,7 +31,7 @@ def tell_of_lost_state(server: Any, master: "MasterHandle") -> None:
         foreign = setter not in sys.stdlib_module_names and setter != __package__
         if self is server and foreign and name not in told:
             told.add(name)
-            if _is_news(name, master._board):
+            if _is_news(name, master.heartbeat.board):
                 message = "%s is set in worker %d only, and the other workers do not see it: %s"
                 extra = {"event": "lost_state", "worker": master.slot, "pid": os.getpid()}
                 told_by = printable(name), master.slot, _PAGE

@@ -17,7 +17,6 @@ from typing import Any
 from .bulletin import Bulletin
 from .errors import BootError
 from .forks import drop, fork, keep_from_forks
-from .handle import Shared
 from .inheritance import inheritance
 from .job import Job
 from .journal import Journal
@@ -39,7 +38,8 @@ from .systemd import Notifier
 from .terminal import Prints, Terminal, is_ours
 from .titles import Title
 from .upgrade import Upgrade
-from .worker import become_worker
+from .worker.heartbeat import Shared
+from .worker.process import become_worker
 
 
 class Master:

@@ -10,12 +10,9 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from .acceptor import Acceptor, Guest
 from .calls import check_handler
-from .crews import check_threads, manned
 from .elsewhere import Elsewhere
 from .errors import ConfigError
-from .handle import MasterHandle
 from .imports import load
 from .inheritance import as_heir
 from .job import HOOKS, Hooks, nothing
@@ -27,7 +24,9 @@ from .reception import Reception, is_tls
 from .remote import Remote
 from .settings import Settings, settle
 from .text import printable
-from .threads import Crew
+from .worker.accept_loop import AcceptLoop
+from .worker.master_handle import MasterHandle
+from .worker.threads import check_threads
 
 if TYPE_CHECKING:
     from .peers import Peers
@@ -86,7 +85,6 @@ class PreforkMixIn(_Base):
     _prefork_more: "list[Listener]"
     _prefork_terms: "Terms | None" = None  # if this is a TLS server
     _prefork_proxies: "Peers | tuple[()]" = ()  # who begin with a PROXY header
-    _prefork_crew: Crew | None = None  # the threads of this worker, if it serves in any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -236,71 +234,46 @@ class PreforkMixIn(_Base):
 
     def _prefork_work(self, master: MasterHandle) -> None:
         self.master = master
-        settings, acceptor = self._prefork_settled(), master._accepting()
+        loop, heartbeat = master.accept_loop, master.heartbeat
         if self._prefork_terms:
-            acceptor.wrap = self._prefork_terms.wrap
+            loop.acceptor.wrap = self._prefork_terms.wrap
         self._prefork_greet_first()
         if master.inline:
             vars(self)["finish_request"] = self._prefork_remote.handing(self.finish_request)
-        elif settings.threads > 1:
-            self._prefork_crew = manned(master, settings.threads, self._prefork_resume)
-        take = Reception(self, master, acceptor, settings).take
-        elsewhere = Elsewhere(self, master._failed, master._exited, master._hold)
+        elsewhere = Elsewhere(self, heartbeat.fail, heartbeat.exited, heartbeat.hold)
+        verify = getattr(self.verify_request, "__func__", None)
+        always = verify is socketserver.BaseServer.verify_request
+        process = (
+            self.process_request if always else self._prefork_if_verified(self.process_request)
+        )
+        park = self._prefork_parking(loop)
+        if park and not always:
+            park = self._prefork_if_verified(park)
+        reception = Reception(self, loop, self._prefork_settled(), process)
+        loop.accept = reception.accept
         if not master.inline:
             tell_of_lost_state(self, master)
-        self._prefork_serve(master, acceptor, take)
-        while elsewhere.is_busy():
-            master._beat()
-        acceptor.hang_up()
-
-    def _prefork_serve(
-        self,
-        master: MasterHandle,
-        acceptor: Acceptor,
-        take: Callable[[_Socket], tuple[Any, Any] | None],
-    ) -> None:
         each_time = self.service_actions
         if getattr(each_time, "__func__", None) is socketserver.BaseServer.service_actions:
             each_time = nothing  # which is not called
-        crew, admit = self._prefork_crew, self._prefork_admission()
-        for ready in master._waiting(each_time):
-            if isinstance(ready, Guest):
-                if crew:
-                    crew.hand(ready.peer, self._prefork_resume, ready)
-                    continue
-                try:  # as _prefork_resume does, without a call more in each request
-                    ready.resume()
-                except BaseException as error:
-                    self._prefork_failed(master, ready.request, ready.peer, error)
-                continue
-            try:
-                taken = take(ready)
-            except OSError as error:
-                acceptor.failed(error)
-            except Exception:  # user code, before there is anybody to answer
-                master.logger.exception("get_request failed", extra={"event": "request_failed"})
+        loop.run(reception.process, park, self._prefork_failed, each_time)
+        while elsewhere.is_busy():
+            heartbeat.beat()
+        loop.close()
+
+    def _prefork_if_verified(self, serve: Callable[[Any, Any], object]) -> Callable[..., object]:
+        def verified(request: Any, peer: Any) -> None:
+            if self.verify_request(request, peer):
+                serve(request, peer)
             else:
-                if taken and crew:
-                    crew.hand(taken[1], self._prefork_contain, master, *taken, admit, *taken)
-                elif taken:
-                    try:  # as _prefork_contain does, in the same way
-                        admit(*taken)
-                    except BaseException as error:
-                        self._prefork_failed(master, *taken, error)
+                self.shutdown_request(request)
 
-    def _prefork_admission(self) -> Callable[[Any, Any], None]:
-        """Without a call for each connection to what others might override, and nobody has."""
-        verify = getattr(self.verify_request, "__func__", None)
-        if verify is not socketserver.BaseServer.verify_request:
-            return self._prefork_admit
-        own = type(self)._prefork_process != PreforkMixIn._prefork_process
-        return self._prefork_process if own else self.process_request
+        return verified
 
-    def _prefork_resume(self, guest: Guest) -> None:
-        try:
-            guest.resume()
-        except BaseException as error:  # user code
-            self._prefork_failed(self.master, guest.request, guest.peer, error)
+    def _prefork_parking(self, loop: AcceptLoop) -> Callable[[Any, Any], object] | None:
+        """What is called with a connection that costs no worker until it asks for something;
+        None if each has a worker from its first byte to its last."""
+        return None
 
     def _prefork_greet_first(self) -> None:
         """In the handler's time and place, which with ThreadingMixIn is a thread of its own:
@@ -313,7 +286,7 @@ class PreforkMixIn(_Base):
             try:
                 peer = self._prefork_greet(request, peer)
             except OSError as error:
-                self._prefork_report(self.master, request, peer, error)
+                self._prefork_report(request, peer, error)
             else:
                 finish(request, peer)
 
@@ -326,7 +299,7 @@ class PreforkMixIn(_Base):
             from .proxy import introduced
 
             peer = introduced(request, peer, self._prefork_patience())
-            self.master._introduced(peer)
+            self.master.heartbeat.meet(peer)
         if terms and terms.handshake:
             from .tls import shake_hands
 
@@ -339,38 +312,11 @@ class PreforkMixIn(_Base):
 
         return HANDSHAKE
 
-    def _prefork_admit(self, request: Any, peer: Any) -> None:
-        if self.verify_request(request, peer):
-            self._prefork_process(request, peer)
-        else:
-            self.shutdown_request(request)
-
-    def _prefork_parks(self, request: Any) -> bool:
-        """Whether it costs no worker until it asks for something."""
-        return False
-
-    def _prefork_process(self, request: Any, peer: Any) -> None:
-        self.process_request(request, peer)
-
-    def _prefork_contain(
-        self,
-        master: MasterHandle,
-        request: Any,
-        peer: Any,
-        serve: Callable[..., object],
-        *args: Any,
-    ) -> None:
-        """Nothing that happens in a connection ends the worker, or the loop."""
+    def _prefork_failed(self, request: Any, peer: Any, error: BaseException) -> None:
+        """What a handler raised. Nothing that happens in a connection ends the worker."""
+        master = self.master
         try:
-            serve(*args)
-        except BaseException as error:  # user code
-            self._prefork_failed(master, request, peer, error)
-
-    def _prefork_failed(
-        self, master: MasterHandle, request: Any, peer: Any, error: BaseException
-    ) -> None:
-        try:
-            self._prefork_report(master, request, peer, error)
+            self._prefork_report(request, peer, error)
         finally:
             try:
                 self.shutdown_request(request)
@@ -379,20 +325,19 @@ class PreforkMixIn(_Base):
                 with suppress(Exception):
                     request.close()
 
-    def _prefork_report(
-        self, master: MasterHandle, request: Any, peer: Any, error: BaseException
-    ) -> None:
+    def _prefork_report(self, request: Any, peer: Any, error: BaseException) -> None:
+        master = self.master
         if isinstance(error, KeyboardInterrupt) and master.inline:
             raise error  # a second Ctrl-C, which ends a program that is being debugged
         if isinstance(error, SystemExit):
-            master._exited(error)  # it asks for a new worker, after this one's manners
+            master.heartbeat.exited(error)  # it asks for a new worker, after this one's manners
             return
         text = address_text(peer) if peer else "a client"
         extra = {"event": "request_failed", "worker": master.slot, "pid": os.getpid()}
         if getattr(error, "by_client", False):
             master.logger.debug("%s is gone: %s", text, printable(str(error)), extra=extra)
             return
-        master._failed(error)
+        master.heartbeat.fail(error)
         logger = logger_named(master.logger)
         if type(self).handle_error is socketserver.BaseServer.handle_error:
             logger.error("handler failed for %s", text, exc_info=error, extra=extra)

@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
 from .calls import check_call
-from .crews import WORKS, check_threads
 from .errors import ConfigError
-from .handle import MasterHandle
 from .job import Hooks, nothing
 from .launch import Launch
 from .listeners import Addresses, Listener, listen, parse_all
@@ -16,6 +14,8 @@ from .logfiles import logger_named
 from .plan import Death
 from .remote import Remote
 from .settings import Settings, SettingsKeywords, file_name, settle
+from .worker.master_handle import MasterHandle
+from .worker.threads import WORKS, check_threads
 
 if TYPE_CHECKING:
     from .stats import Stats

@@ -1,5 +1,4 @@
-"""How a worker takes requests for a ``socketserver`` class: one after the other, or None when
-there was nothing to take after all."""
+"""How a ``socketserver`` class takes requests: by a ``get_request`` of its own, or by ours."""
 
 import socket
 import socketserver
@@ -7,86 +6,87 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .acceptor import ENTRANCE, Acceptor
-from .handle import MasterHandle
+from .acceptor import ENTRANCE
 from .settings import Settings
 from .vigil import Waiting
-
-_Taken = tuple[Any, Any] | None  # request and peer, as get_request() returns them
+from .worker.accept_loop import AcceptLoop, Taken
 
 _STANDARD = (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request)
 
 
 class Reception:
-    """``take(listener)``, when somebody waits there.
+    """``accept(listener)`` takes a request there, or None where there was none after all, and
+    ``process(request, peer)`` serves it.
 
     The standard ``get_request`` is replaced by what makes a Connection, or never waits for
     a datagram; an overridden one is the class's own business, and is asked.
     """
 
     def __init__(
-        self, server: Any, master: MasterHandle, acceptor: Acceptor, settings: Settings
+        self,
+        server: Any,
+        loop: AcceptLoop,
+        settings: Settings,
+        process: Callable[[Any, Any], object],
     ) -> None:
         self._server = server
-        self._master = master
-        self._acceptor = acceptor
+        self._loop = loop
+        self._acceptor = acceptor = loop.acceptor
         self._timeout = settings.timeout
-        # How long a handler may be silent whose waiting is not ours; None: for ever.
-        silence = settings.timeout and settings.client_timeout
-        self._longest = max(settings.timeout or 0, silence) if silence else None
-        self.take: Callable[[socket.socket], _Taken]
+        self._process = process
+        self.accept: Callable[[socket.socket], Taken | None]
+        self.process: Callable[[Any, Any], object] = process
         stream = server.socket_type == socket.SOCK_STREAM
         foreign = type(server).get_request not in _STANDARD
         if stream and (foreign or acceptor.wrap):
             acceptor.lend()
-        if foreign:
-            self.take = self._ask if stream else self._ask_for_datagram
-        else:
-            self.take = self._accept if stream else self._receive
+            # How long a handler may be silent whose waiting is not ours.
+            silence = settings.timeout and settings.client_timeout
+            if silence:
+                self._longest = max(settings.timeout or 0, silence)
+                self.process = self._process_patiently
+        self._get = self._get_connection if stream else self._get_datagram
+        own = acceptor.accept if stream else self._receive
+        self.accept = self._ask if foreign else own
 
-    def _accept(self, listener: socket.socket) -> _Taken:
-        taken = self._acceptor.accept(listener)
-        if taken:
-            request, peer = taken
-            if self._acceptor.wrap:  # in what waits as we do, or in a class of the context's own
-                self._took(request, peer)
-            else:
-                self._master._took(peer, not self._server._prefork_parks(request))
-        return taken
+    def _receive(self, listener: socket.socket) -> Taken | None:
+        return self._acceptor.receive(listener, self._server.max_packet_size)
 
-    def _receive(self, listener: socket.socket) -> _Taken:
-        taken = self._acceptor.receive(listener, self._server.max_packet_size)
-        if taken:
-            self._master._took(taken[1])
-        return taken
+    def _ask(self, listener: socket.socket) -> Taken | None:
+        try:
+            return self._get(listener)
+        except OSError as error:
+            self._acceptor.failed(error)
+        except Exception:  # user code, before there is a client to answer
+            logger = self._loop.heartbeat.logger
+            logger.exception("get_request failed", extra={"event": "request_failed"})
+        return None
 
-    def _ask_for_datagram(self, listener: socket.socket) -> _Taken:
-        # Who loses the race for it must not wait for the next one.
+    def _get_datagram(self, listener: socket.socket) -> Taken | None:
+        # The loser of the race for it must not wait for the next one.
         self._server.socket = answering = self._acceptor.answering(listener)
         with answering.without_waiting():
-            taken: _Taken = self._server.get_request()
+            taken: Taken | None = self._server.get_request()
         if taken:
             self._acceptor.took(None)
-            self._master._took(taken[1])
         return taken
 
-    def _ask(self, listener: socket.socket) -> _Taken:
+    def _get_connection(self, listener: socket.socket) -> Taken | None:
         self._server.socket = listener  # all that it knows
         if self._timeout:  # it may make a handshake of its own
-            self._master.wants_me_alive(self._timeout + ENTRANCE)
-        taken: _Taken = self._server.get_request()
+            self._loop.heartbeat.announce(self._timeout + ENTRANCE)
+        taken: Taken | None = self._server.get_request()
         if not taken:
             return None
-        request, peer = self._adopted(taken[0]), taken[1]
+        request = self._adopted(taken[0])
         self._acceptor.took(request)
-        self._took(request, peer)
-        return request, peer
+        return request, taken[1]
 
-    def _took(self, request: Any, peer: Any) -> None:
-        self._master._took(peer, not self._server._prefork_parks(request))
-        if self._longest and not isinstance(request, Waiting):
+    def _process_patiently(self, request: Any, peer: Any) -> None:
+        if not isinstance(request, Waiting):
             # Reading from it and writing to it gives no signs of life.
-            self._master.wants_me_alive(self._longest)
+            self._loop.heartbeat.announce(self._longest)
+        self._process(request, peer)
 
     def _adopted(self, request: Any) -> Any:
         """What the class itself took, with the waiting ours."""

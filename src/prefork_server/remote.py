@@ -37,7 +37,7 @@ class Remote:
         A worker, and a hook in the master's own thread, ask and do not wait.
         """
         if in_worker():
-            current_master()._ask_stop()
+            current_master().heartbeat.ask_stop()
             return
         with self._lock:
             self.stop_asked = not self._over.is_set()  # what is over need not be stopped

@@ -21,7 +21,9 @@ One row a slot, each 24 aligned words of 8 bytes, twice 64 bytes of text, and a 
     busy       worker          how long it has served in all, ns; while it does, that less ``since``
     noted      worker          the ``since`` for which its note is
     in_hand    worker          connections served besides the accept loop: in a loop, in threads
-    peer       worker          who is being served (text: may tear, checked when read)
+    held       worker          connections that it holds, and that cost it nothing
+    port       worker          of the client that is being served
+    host       worker          of the same (text: may tear, checked when read)
     note       worker          what it says of that itself (the same)
     idle       worker          1 = it waits for somebody to serve; in an adaptive pool only
 
@@ -95,9 +97,11 @@ ERRORS: Final = 13
 BUSY: Final = 14
 NOTED: Final = 15
 IN_HAND: Final = 16
+HELD: Final = 17
+PORT: Final = 18
 
 # Of row 0. To change anything above or below is to change the last digits of LAYOUT.
-THIS_LAYOUT: Final = 0x70726566_0003
+THIS_LAYOUT: Final = 0x70726566_0004
 LAYOUT: Final = 0
 WANTED: Final = 1
 STATE: Final = 2
@@ -229,8 +233,12 @@ class Scoreboard:
 
     @staticmethod
     def at(slot: int, field: int) -> int:
-        """Where in ``words`` a field is. The hot paths keep this number."""
+        """Where in ``words`` a field is."""
         return slot * _WORDS + field
+
+    def row(self, slot: int) -> "memoryview[int]":
+        """The words of one row, for the one that writes there."""
+        return self.words[slot * _WORDS : (slot + 1) * _WORDS]
 
     def get(self, slot: int, field: int) -> int:
         return self.words[slot * _WORDS + field]
@@ -244,7 +252,7 @@ class Scoreboard:
             self.set(slot, field, 0)
         self.set(slot, DEADLINE, deadline)
         self.set(slot, ROTATION, self.get(0, ROTATION))  # it is forked with the files of today
-        self.set_peer(slot, None)
+        self.set_host(slot, "")
         self.set_note(slot, "")
         self.set_idle(slot, False)
 
@@ -289,16 +297,20 @@ class Scoreboard:
     def nobody_idle(self) -> bool:
         return self._map.find(b"\1", self._idle_at, self._idle_at + 1 + self.capacity) < 0
 
-    def set_peer(self, slot: int, peer: object) -> None:
-        """Note who is being served: a ``(host, port)``; anything else has no name."""
-        text = f"{peer[0]}:{peer[1]}\0" if type(peer) is tuple and len(peer) > 1 else "\0"
-        raw = text.encode("ascii", "replace")[:_TEXT]
-        at = slot * _TEXT
-        self._text[at : at + len(raw)] = raw  # as _write() has it, which is one call more for each
+    def held(self) -> list[int]:
+        """How many connections each worker holds."""
+        rows = self.words[_WORDS : (1 + self.capacity) * _WORDS]
+        there = zip(rows[PID::_WORDS].tolist(), rows[HELD::_WORDS].tolist(), strict=True)
+        return [max(0, held) for pid, held in there if pid > 0]
+
+    def set_host(self, slot: int, host: object) -> None:
+        """Note who is being served; "" has no name. The port is in a word."""
+        self._write(slot * _TEXT, f"{host}\0".encode("ascii", "replace"))
 
     def peer(self, slot: int) -> str:
         """Who is being served, safe to log whatever the worker wrote there."""
-        return self._read(slot * _TEXT, "ascii")
+        host = self._read(slot * _TEXT, "ascii")
+        return f"{host}:{self.get(slot, PORT)}" if host else ""
 
     def set_note(self, slot: int, text: str) -> None:
         self._write(self._notes + slot * _TEXT, text.encode("utf-8", "replace") + b"\0")

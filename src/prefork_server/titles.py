@@ -11,7 +11,7 @@ import sys
 from .text import printable
 
 _DIGITS = 4  # of a worker's count that find room before its name is cut
-_IDLE, _BUSY = (int.from_bytes(word, sys.byteorder) for word in (b"idle", b"busy"))  # as one word
+IDLE, BUSY = (int.from_bytes(word, sys.byteorder) for word in (b"idle", b"busy"))  # as one word
 
 
 class Title:
@@ -34,8 +34,9 @@ class Title:
             pass  # hidden from us: then it stays as it is
         self._original = bytes(self._area)
         self._room = max(0, len(self._area) - 1)  # the last byte is the NUL
-        self._state = self._room
-        self._word = memoryview(bytearray(4)).cast("I")  # where "idle" or "busy" stands
+        self._end = self._room
+        self.state: memoryview[int] = memoryview(bytearray(4)).cast("I")
+        """Where IDLE or BUSY stands: in each request both are written, so it is one word."""
 
     def show(self, text: str, reserve: int = 0) -> int:
         """Show ``name text``, and return where it ends. A name that leaves too little room
@@ -47,24 +48,17 @@ class Title:
 
     def show_worker(self, who: str) -> None:
         """Show which worker this is; what it does will stand behind that."""
-        self._state = self.show(who, reserve=len(" idle ") + _DIGITS)
-        at = self._state + 1
+        self._end = self.show(who, reserve=len(" idle ") + _DIGITS)
+        at = self._end + 1
         if at + 4 <= self._room:
-            self._word = self._area[at : at + 4].cast("I")
+            self.state = self._area[at : at + 4].cast("I")
 
-    def show_busy(self, count: int) -> None:
-        """In every request, so it takes 0.1 microseconds and no more. The count, which is
-        three quarters of the work, is shown now and then, and at first each time."""
-        if count & 15 and count > 15:
-            self._word[0] = _BUSY
-            return
+    def show_count(self, count: int) -> None:
+        """Busy, and with which request: shown now and then, and at first each time."""
         line = b" busy %d" % count
-        end = self._state + len(line)
+        end = self._end + len(line)
         if end <= self._room:
-            self._area[self._state : end] = line
-
-    def show_idle(self) -> None:
-        self._word[0] = _IDLE
+            self._area[self._end : end] = line
 
     def restore(self) -> None:
         self._area[:] = self._original

@@ -399,17 +399,16 @@ def test_a_handshake_that_finds_no_room_waits_for_room_and_for_nothing_else(
     server: Any = SimpleNamespace(
         _prefork_proxies=(),
         handshake_timeout=PATIENCE,
-        _prefork_contain=lambda *args: entered.append(args),
         shutdown_request=lambda request: request.close(),
     )
     with ExitStack() as stack:
-        acceptor, worker = Bench(stack).acceptor(), Worker()
+        acceptor, worker = Bench(stack).loop(), Worker()
         stack.callback(worker.bell.close)
         plain, theirs = worker.connect()
         ours: Any = stack.enter_context(Terms(server_side, True, False).wrap(plain, worker.vigil))
         wire = Wire(stack.enter_context(theirs), trusting)
         full = fill(ours)
-        entrance = Entrance(server, None, acceptor, ours, "", lambda *_: None)  # type: ignore[arg-type]
+        entrance = Entrance(server, acceptor, ours, "", lambda *args: entered.append(args))
         entrance.begin(PATIENCE)
         wire.send_what_there_is(wire.tls.do_handshake)
         assert acceptor.wait(PATIENTLY) is entrance
@@ -425,7 +424,7 @@ def test_a_handshake_that_finds_no_room_waits_for_room_and_for_nothing_else(
         assert acceptor.wait(PATIENTLY) is entrance
         entrance.resume()
         assert entered and not acceptor.has_guests
-        acceptor.hang_up()
+        acceptor.close()
 
 
 # What is cut short, and what nobody reads

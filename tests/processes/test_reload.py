@@ -391,7 +391,7 @@ def test_who_connects_and_asks_for_nothing_wears_no_worker_out(
 
 def test_a_loop_of_ones_own_can_be_too_large(start: Starter) -> None:
     server = start("""
-        import prefork_server.wear as wear
+        import prefork_server.worker.heartbeat as wear
         wear._WEIGH_NS = 10**8
 
         def work(master):
@@ -407,7 +407,7 @@ def test_a_loop_of_ones_own_can_be_too_large(start: Starter) -> None:
 
 def test_a_handler_that_leaks_is_recycled_before_it_takes_all_the_memory(start: Starter) -> None:
     server = start("""
-        import prefork_server.wear as wear
+        import prefork_server.worker.heartbeat as wear
         wear._WEIGH_NS = 10**8  # and not 5 seconds
         held = []
 
@@ -430,7 +430,7 @@ def test_a_handler_that_leaks_is_recycled_before_it_takes_all_the_memory(start: 
 
 def test_memory_that_cannot_be_told_is_a_warning_and_no_limit(start: Starter) -> None:
     server = start("""
-        import prefork_server.wear as wear
+        import prefork_server.worker.heartbeat as wear
         wear._WEIGH_NS = 10**8
 
         def unreadable():

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.executed  # a zygote has frozen what it loaded
 
 LOADED = """
     import gc
-    from prefork_server.wear import private_bytes
+    from prefork_server.worker.heartbeat import private_bytes
 
     loaded = [{"number": n, "places": [n, n + 1]} for n in range(100_000)]
 

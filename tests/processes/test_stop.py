@@ -227,8 +227,9 @@ def test_clients_that_were_deferred_and_say_nothing_keep_a_stop_for_a_second(
 
 def test_without_clients_no_time_is_lost(start: Starter) -> None:
     server = start("""
-        put("leave.HANDSHAKES", 1000)  # seconds: who waits for clients does not end in this test
-        put("leave.FAREWELL", 1000)
+        # Seconds: a wait for clients does not end in this test.
+        put("worker.accept_loop.HANDSHAKES", 1000)
+        put("worker.accept_loop.FAREWELL", 1000)
         put("vigil.FAREWELL", 1000)
         serve(Echo, workers=2, graceful_timeout=4000)
     """).all_ready(2)

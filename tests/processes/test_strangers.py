@@ -558,7 +558,7 @@ HOSTILE = """
     reports = Reports()
     escape = b"\\x1b]0;owned\\x07\\x9b2J\\xe2\\x80\\xae\\r\\n  File x"
     board.set_notice(GENERAL, b'{"counters": {"\\\\u001b[2J": 1}}')
-    board.set_peer(1, ("\\x1b[2J", 1))
+    board.set_host(1, "\\x1b[2J")
     board.set_note(1, "\\x1b[2J\\u202e")
     for slot, pid in enumerate((os.fork(), int(sys.argv[2]), 1, 1 << 40, -1), 1):
         if pid == 0:

@@ -610,21 +610,23 @@ def test_a_hook_cannot_end_the_master_nor_make_a_second_one(start: Starter, end:
     ("spoil", "signum"),
     [
         ("os.truncate(board, 0)", 0),
-        ("master._board.set(0, ROTATION, 2**63 - 1)", signal.SIGUSR1),
+        ("master.heartbeat.board.set(0, ROTATION, 2**63 - 1)", signal.SIGUSR1),
         (
-            "master._board.set(0, GENERATION, -5); master._board.set(0, WANTED, 2**60)",
+            "board = master.heartbeat.board; board.set(0, GENERATION, -5)"
+            "; board.set(0, WANTED, 2**60)",
             signal.SIGHUP,
         ),
-        ("master._board.set(1, DEADLINE, -1)", 0),
-        ("[master._board.set_notice(n, told) for n in range(21)]; os._exit(0)", 0),
+        ("master.heartbeat.board.set(1, DEADLINE, -1)", 0),
+        ("[master.heartbeat.board.set_notice(n, told) for n in range(21)]; os._exit(0)", 0),
         (
-            "[master._board.set(row, word, value) for row in (0, 1, 2) for word in range(24)"
-            " for value in (-2**63, 2**63 - 1) if word != ASKS_STOP]; os._exit(0)",
+            "board = master.heartbeat.board; [board.set(row, word, value) for row in (0, 1, 2)"
+            " for word in range(24) for value in (-2**63, 2**63 - 1) if word != ASKS_STOP]"
+            "; os._exit(0)",
             signal.SIGHUP,
         ),
         (
-            "os.set_blocking(master._master_bell.rope, True)\n"
-            "                    while True: os.write(master._master_bell.rope, bytes(4096))",
+            "rope = master.heartbeat._shared.bell.rope; os.set_blocking(rope, True)\n"
+            "                    while True: os.write(rope, bytes(4096))",
             signal.SIGUSR1,
         ),
         ("fill(relay); os._exit(0)", 0),
@@ -664,11 +666,11 @@ def test_what_a_worker_writes_where_it_should_not_does_not_end_the_master(
                         os.set_blocking(int(fd), True)
                 os.write(begin, b"!")
                 for word in set(range(1, 24)) - {{ASKS_STOP}}:
-                    master._board.words[master._board.at(1, word)] = 1
+                    master.heartbeat.board.words[master.heartbeat.board.at(1, word)] = 1
             os._exit(0)
 
         def work(master):
-            bell, relay = master._master_bell.rope, master._acceptor._relay._end
+            bell, relay = master.heartbeat._shared.bell.rope, master.accept_loop.acceptor.relay._end
             fds = [f"/proc/self/fd/{{fd}}" for fd in os.listdir("/proc/self/fd")]
             [board] = [fd for fd in fds if NAME in os.path.realpath(fd)] or ["none"]
             if master.slot == 1 and not os.path.exists("done"):
@@ -725,15 +727,15 @@ def test_what_workers_leave_behind_in_memory_has_a_bound(start: Starter) -> None
         def work(master):
             for connection, _ in master.connections():
                 connection.recv(9)
-                size = os.fstat(master._report).st_size
+                size = os.fstat(master.report).st_size
                 for grow in (
-                    lambda: os.ftruncate(master._report, size + 1),
-                    lambda: os.pwrite(master._report, b"x", size),
-                    lambda: os.posix_fallocate(master._report, 1 << 33, 1),
+                    lambda: os.ftruncate(master.report, size + 1),
+                    lambda: os.pwrite(master.report, b"x", size),
+                    lambda: os.posix_fallocate(master.report, 1 << 33, 1),
                 ):
                     with suppress(OSError):
                         grow()
-                grown = os.fstat(master._report).st_size - size
+                grown = os.fstat(master.report).st_size - size
                 connection.sendall(b"%d bytes, %d more" % (size, grown))
                 connection.close()
 

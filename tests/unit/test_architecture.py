@@ -19,7 +19,10 @@ AIO = {f"aio.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "a
 STATUS = {
     f"status.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "status").glob("*.py")
 }
-EVERYTHING = MODULES | HTTP | CLI | AIO | STATUS
+WORKER = {
+    f"worker.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "worker").glob("*.py")
+}
+EVERYTHING = MODULES | HTTP | CLI | AIO | STATUS | WORKER
 
 GROUND = {"errors", "calls", "scoreboard", "signals", "forks", "text"}
 EDGES = {
@@ -40,8 +43,8 @@ ROLES = {
     "job",
     "plan",
     "pool",
-    "handle",
-    "worker",
+    "worker.heartbeat",
+    "worker.process",
     "master",
     "remote",
     "journal",
@@ -66,11 +69,9 @@ MAY_IMPORT = {
     "titles": {"text"},
     "terminal": {"scoreboard", "output", "signals", "text"},
     "reaper": set(),
-    "account": {"scoreboard", "signals", "stats", "text", "wear"},
     "counter": {"errors", "here", "scoreboard", "settings"},
     "bulletin": {"acceptor", "counter", "listeners", "plan", "reaper", "scoreboard", "text"},
     "stats": {"counter", "plan", "scoreboard", "text"},
-    "wear": {"scoreboard", "settings"},
     "plan": {"scoreboard"},
     "logfiles": {"errors", "forks", "output", "settings", "text", "trusted"},
     "pidfile": {"errors", "forks", "inheritance", "lockfile", "settings", "trusted"},
@@ -93,41 +94,49 @@ MAY_IMPORT = {
     "pool": {"scoreboard", "settings", "plan", "backoff", "roster", "silence", "sizing"},
     "pidfds": {"plan", "signals"},
     # The last two for their types alone.
-    "job": {"calls", "listeners", "privileges", "settings", "plan", "handle"},
-    "here": {"handle"},  # for its type alone
+    "job": {"calls", "listeners", "privileges", "settings", "plan", "worker.master_handle"},
+    "here": {"worker.master_handle"},  # for its type alone
     "remote": {"here", "job", "signals", "scoreboard", "stats"},
     "systemd": {"errors", "scoreboard"},
     "journal": {"plan", "reaper", "reports", "systemd", "text"},
-    "leave": GROUND | EDGES | {"account"},
-    "handle": GROUND | EDGES | {"settings", "job", "wear", "leave"},
-    "worker": GROUND | EDGES | {"settings", "job", "handle", "here"},
     "upgrade": GROUND | {"inheritance", "journal", "listeners", "origin", "pidfile"},
     "reasons": {"plan", "pool", "scoreboard"},
     "rotation": {"scoreboard", "logfiles", "plan", "privileges", "journal"},
     "master": GROUND | EDGES | {"settings", "inheritance", "pidfile"} | ROLES - {"master"},
     "elsewhere": set(),
-    "lost": {"handle", "scoreboard", "text"},  # the first for its type alone
-    "threads": GROUND | EDGES | {"settings", "job", "handle"},
-    "crews": GROUND | EDGES | {"settings", "handle", "leave", "threads"},
-    "reception": GROUND | EDGES | {"settings", "handle", "tls"},
+    "lost": {"worker.master_handle", "scoreboard", "text"},  # the first for its type alone
+    "reception": GROUND | EDGES | {"settings", "worker.accept_loop", "tls"},
     "inline": GROUND
     | EDGES
-    | {"settings", "job", "handle", "here", "remote", "journal", "bulletin", "stats"},
+    | {"settings", "job", "here", "remote", "journal", "bulletin", "stats"}
+    | set(WORKER),
     "launch": GROUND
     | EDGES
     | ROLES
     | {"settings", "pidfile", "privileges", "daemon", "inline", "inheritance", "status"}
-    | {"imports"},
-    "preforker": set(MODULES) - {"servers", "__init__"},
+    | {"imports", "worker.master_handle"},
+    "preforker": set(MODULES | WORKER) - {"servers", "__init__"},
     "tls": {"errors", "vigil"},
     "credentials": {"errors", "settings", "text"},
     "proxy": {"vigil"},
-    "mixin": set(MODULES) - {"preforker", "servers", "__init__"},
-    "servers": set(MODULES) - {"preforker", "__init__"},
+    "mixin": set(MODULES | WORKER) - {"preforker", "servers", "__init__"},
+    "servers": set(MODULES | WORKER) - {"preforker", "__init__"},
     "testing": {"forks", "listeners", "logfiles", "preforker", "mixin", "aio"},
     # See below: the houses for their types alone.
-    "__init__": set(MODULES) - {"testing", "__main__"} | {"http", "aio"},
+    "__init__": set(MODULES | WORKER) - {"testing", "__main__"} | {"http", "aio"},
     "__main__": {"cli"},
+}
+
+# What runs after the fork, on the edges of the system, and no server.
+WORKER_MAY_IMPORT: dict[str, set[str]] = {
+    "worker.__init__": set(),
+    "worker.heartbeat": GROUND | EDGES | {"job", "stats"},
+    "worker.accept_loop": GROUND | EDGES | {"job", "heartbeat"},
+    "worker.master_handle": {"connection", "stats", "accept_loop", "heartbeat"},
+    "worker.threads": GROUND | EDGES | {"job", "settings", "accept_loop", "heartbeat"},
+    "worker.process": GROUND
+    | EDGES
+    | {"job", "here", "accept_loop", "heartbeat", "master_handle", "threads"},
 }
 
 # What speaks HTTP stands on the core, which does not know it. A bare name is a module of its own.
@@ -157,10 +166,10 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
         "vigil",
         "wire",
     },
-    "http.visit": {"acceptor", "handle", "scoreboard", "wire", "stream", "handler"},
-    "http.entrance": {"acceptor", "handle", "proxy", "scoreboard", "stream"},
+    "http.visit": {"worker.accept_loop", "scoreboard", "wire", "stream", "handler"},
+    "http.entrance": {"worker.accept_loop", "proxy", "scoreboard", "stream"},
     "http.standard": {"handler"},
-    "http.server": {"acceptor", "connection", "vigil", "handle", "listeners", "proxy", "servers"}
+    "http.server": {"worker.accept_loop", "connection", "listeners", "proxy", "servers"}
     | {"entrance", "forwarded", "standard", "visit"},
     "http.environ": {"grammar", "heads", "memo", "wire"},
     "http.wsgi": {
@@ -194,7 +203,16 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
     "cli.target": {"calls", "errors", "options", "selfserving"},
     "cli.answer": {"reports", "settings", "options", "target", "scoreboard", "text"},
     "cli.recipe": {
-        *("errors", "listeners", "mixin", "remote", "servers", "settings", "crews", "http"),
+        *(
+            "errors",
+            "listeners",
+            "mixin",
+            "remote",
+            "servers",
+            "settings",
+            "worker.threads",
+            "http",
+        ),
         *("aio", "aio.loops", "options", "target"),
     },
     "cli.serve": {
@@ -205,7 +223,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
             "privileges",
             "errors",
             "forks",
-            "handle",
+            "worker.master_handle",
             "inheritance",
             "job",
             "journal",
@@ -247,16 +265,27 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
 # What runs a loop stands on the core, too. Two of its modules have namesakes there.
 AIO_MAY_IMPORT: dict[str, set[str]] = {
     "aio.loops": {"errors"},
-    "aio.handle": {"connection", "handle"},
-    "aio.life": {"handle", "job", "listeners", "reports", "signals", "loops", "text"},
+    "aio.handle": {"connection", "here", "worker.master_handle"},
+    "aio.life": {
+        "handle",
+        "worker.master_handle",
+        "job",
+        "listeners",
+        "reports",
+        "signals",
+        "loops",
+        "text",
+    },
     "aio.turns": {"acceptor", "scoreboard", "settings"},
-    "aio.doors": {"acceptor", "handle", "handshakes", "leave", "scoreboard", "life", "turns"},
+    "aio.doors": {"acceptor", "handle", "handshakes", "scoreboard", "life", "turns"}
+    | {"worker.accept_loop", "worker.heartbeat"},
     "aio.server": ROLES
     | {
+        "handle",
         "calls",
         "errors",
         "settings",
-        "crews",
+        "worker.threads",
         "listeners",
         "logfiles",
         "launch",
@@ -273,10 +302,10 @@ STATUS_MAY_IMPORT: dict[str, set[str]] = {
     "status.table": {"text", "words"},
     "status.page": {"plan", "stats", "words"},
     "status.server": {
-        *("handle", "inheritance", "listeners", "settings", "stats"),
+        *("worker.master_handle", "inheritance", "listeners", "settings", "stats"),
         *("http.handler", "http.server", "http.wire", "page"),
     },
-    "status.__init__": {"handle", "job", "listeners", "settings", "server"},
+    "status.__init__": {"worker.master_handle", "job", "listeners", "settings", "server"},
 }
 
 # Which modules may make processes, signal them, wait for them, or leave without goodbye.
@@ -293,8 +322,8 @@ MAY_CALL = {
     "os.wait4": {"reaper"},
     "os.waitpid": {"daemon", "upgrade", "cli.serve"},
     "os._exit": {
-        *("master", "journal", "handle", "worker", "threads", "daemon", "upgrade", "cli.serve"),
-        *("aio.life", "aio.doors"),
+        *("master", "journal", "daemon", "upgrade", "cli.serve"),
+        *("aio.doors", "worker.heartbeat", "worker.process", "worker.threads"),
     },
     "sys.exit": set(),
     "time.time": {"http.handler", "http.access"},  # dates for people; durations are monotonic
@@ -306,17 +335,18 @@ MAY_CALL = {
     "marshal.loads": set(),
     "os.umask": {"privileges"},  # it is the whole process's, and there a worker's
     "os.setresuid": {"privileges"},
-    "threading.Thread": {"testing", "threads"},
-    "signal.signal": {"signals", "handle", "worker", "upgrade", "aio.life"},
+    "threading.Thread": {"testing", "worker.threads"},
+    "signal.signal": {"signals", "worker.heartbeat", "worker.process", "upgrade", "aio.life"},
 }
 
 # Wide excepts stand around user code, and each says so.
 WIDE = {
     "journal": {"say", "run_hook"},
-    "worker": {"_live"},
-    "mixin": {"_prefork_serve", "_prefork_contain", "_prefork_failed", "_prefork_report"}
-    | {"_prefork_resume"},
-    "threads": {"_live"},
+    "worker.process": {"_live"},
+    "worker.accept_loop": {"_serve", "_begin", "_resume"},
+    "reception": {"_ask"},
+    "mixin": {"_prefork_failed", "_prefork_report"},
+    "worker.threads": {"_live"},
     "elsewhere": {"_begin_counted", "_finish_watched"},
     "listeners": {"listen"},
     "logfiles": {"emit", "_reopen_handler"},
@@ -327,7 +357,7 @@ WIDE = {
     "http.handler": {"serve_request"},
     "http.wsgi": {"dispatch"},
     "http.visit": {"_answer", "resume"},
-    "http.entrance": {"resume"},
+    "http.entrance": {"_enter", "resume"},
     "cli.target": {"_load"},
     "cli.recipe": {"make", "make_loop"},
     "cli.serve": {"_answer", "boot"},
@@ -367,6 +397,11 @@ def test_each_module_imports_only_what_lies_below_it(module: str) -> None:
 @pytest.mark.parametrize("module", HTTP)
 def test_each_module_of_http_imports_only_what_lies_below_it(module: str) -> None:
     assert _imports(HTTP[module]) <= HTTP_MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", WORKER)
+def test_each_module_of_the_worker_imports_only_what_lies_below_it(module: str) -> None:
+    assert _imports(WORKER[module]) <= WORKER_MAY_IMPORT[module]
 
 
 @pytest.mark.parametrize("module", CLI)

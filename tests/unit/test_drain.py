@@ -2,8 +2,8 @@
 
 import pytest
 
-from prefork_server.leave import HANDSHAKES, QUIET, Drain
 from prefork_server.vigil import FAREWELL
+from prefork_server.worker.accept_loop import HANDSHAKES, QUIET, Drain
 
 # Thinking
 

@@ -14,8 +14,9 @@ from typing import Any, cast
 
 from ..acceptor import _accept
 from ..handshakes import handshakes
-from ..leave import ANSWER, DRAINS, QUIET, Drain
-from ..scoreboard import DRAIN, IN_HAND
+from ..scoreboard import DRAIN
+from ..worker.accept_loop import DRAINS, QUIET, Drain
+from ..worker.heartbeat import ANSWER
 from .handle import AsyncMasterHandle
 from .life import Life, cancelled
 from .turns import LoopAcceptor, Shares
@@ -83,7 +84,8 @@ class Doors:
 
     async def serve(self, master: AsyncMasterHandle, life: Life) -> None:
         self._master, self._life, self._loop = master, life, life.loop
-        self._in_hand = master._board.at(master.slot, IN_HAND)
+        self._heartbeat = master.heartbeat
+        self._given = master.accept_loop.acceptor
         self._nobody = asyncio.Event()
         sockets = master.listeners
         self._streams = [one for one in sockets if one.type == socket.SOCK_STREAM]
@@ -94,7 +96,7 @@ class Doors:
             wish = await self._word_of_master()
             if wish in DRAINS:
                 await self._drain(QUIET if wish == DRAIN else 0.0)
-            for each in master._listeners:
+            for each in master.accept_loop.listeners:
                 while each.deserted and each.socket in self._streams and self._take(each.socket):
                     pass
             self._close()
@@ -109,12 +111,11 @@ class Doors:
     # Open
 
     async def _open(self) -> None:
-        loop, master = self._loop, self._master
-        given = master._accepting()
+        loop, given = self._loop, self._given
         watched: dict[int, tuple[Callable[..., object], tuple[Any, ...]]] = {
             listener.fileno(): (self._knocked, (listener,)) for listener in self._streams
         }
-        watched[given._relay.fd] = (self._sent_for, ())
+        watched[given.relay.fd] = (self._sent_for, ())
         for fd, (callback, args) in watched.items():
             loop.add_reader(fd, callback, *args)
         # A duplicate: it is closed with this object. The loop has put them there, perhaps only
@@ -126,7 +127,7 @@ class Doors:
         self._acceptor = LoopAcceptor(given, self._streams, epoll)
         self._kinds = {one: (int(one.family), int(one.type), one.proto) for one in self._streams}
         self._watched = list(watched)
-        self._shares.words[master.slot] = 1
+        self._shares.words[self._master.slot] = 1
         self._life.each_beat = self._look_around
         for listener in self._datagrams:
             # All processes share O_NONBLOCK of the open socket, and all of them want it.
@@ -145,7 +146,7 @@ class Doors:
     def _enlist(self) -> None:
         if not (self._closed or self._acceptor.resting or len(self._held) >= self._most):
             try:
-                self._acceptor._enlist()
+                self._acceptor.enlist()
             except OSError as error:
                 self._break(error)
 
@@ -155,11 +156,10 @@ class Doors:
         if not (self._watched and self._take(listener)):
             return
         if len(self._held) >= self._most:
-            self._acceptor._resign()  # until one of them ends
-            if self._master._tells:
-                self._master._tell_busy()
+            self._acceptor.resign()  # until one of them ends
+            self._heartbeat.tell_busy()
         elif (excess := self._excess()) > 0:
-            self._acceptor.step_aside(excess)
+            self._acceptor.make_way_by(excess)
             self._rest()
         else:
             self._acceptor.go_to_the_end(listener)
@@ -176,14 +176,7 @@ class Doors:
         connection.setblocking(False)
         self._acceptor.took(None)
         self._held[connection] = self._loop.create_task(self._admit(connection, peer))
-        master = self._master
-        words = master._own_words
-        words[master._requests] = count = words[master._requests] + 1
-        if count == master._enough:
-            master._wear.served_enough()
-        master._title.show_busy(count)
-        if len(self._held) == 1:
-            words[master._busy_ns] = master._spent_ns - time.monotonic_ns()
+        self._heartbeat.begin_held(len(self._held))
         self._tell_share()
         return True
 
@@ -201,10 +194,8 @@ class Doors:
         self._master.retire()
 
     def _tell_share(self) -> None:
-        held = len(self._held)
-        self._master._own_words[self._in_hand] = held
         if not self._closed:
-            self._shares.words[self._master.slot] = held + 1
+            self._shares.words[self._master.slot] = len(self._held) + 1
 
     def _excess(self) -> float:
         """How many more it holds than is its share. Negative, perhaps by what was so lately."""
@@ -223,7 +214,7 @@ class Doors:
 
     def _sent_for(self) -> None:
         """By the master, who has seen a sibling die, or by a sibling."""
-        self._master._accepting()._relay.woken()
+        self._given.relay.woken()
         if self._watched:
             self._enlist()
 
@@ -234,7 +225,7 @@ class Doors:
             protocol = self._factory()
         except BaseException as error:  # user code
             if isinstance(error, SystemExit):
-                self._master._exited(error)
+                self._heartbeat.exited(error)
             else:
                 self._life.report("protocol_factory failed", peer, error)
             connection.close()
@@ -273,14 +264,14 @@ class Doors:
         except BaseException as error:
             # User code. SystemExit asks for a new worker, after this one's manners.
             if isinstance(error, SystemExit):
-                self._master._exited(error)
+                self._heartbeat.exited(error)
             elif _is_by_client(error, reader, writer):
                 self._life.gone(peer, error)
             else:
                 self._life.report("client_connected_cb failed", peer, error)
             writer.close()
         finally:
-            if self._master._foreign:
+            if self._heartbeat.foreign:
                 os._exit(0)  # it forked, and its child would come back into our loop
 
     def _left(self, visit: "asyncio.Task[None]") -> None:
@@ -290,16 +281,11 @@ class Doors:
     def _gone(self, connection: Held) -> None:
         if self._held.pop(connection, None):
             self._tell_share()
-            if not self._held:
-                master = self._master
-                master._title.show_idle()
-                words = master._own_words
-                spent = words[master._busy_ns] + time.monotonic_ns()
-                words[master._busy_ns] = master._spent_ns = spent
+            self._heartbeat.end_held(len(self._held))
             if len(self._held) == self._most - 1:
                 self._enlist()
-                if self._master._tells and not self._closed:
-                    self._master._tell_idle()
+                if not self._closed:
+                    self._heartbeat.tell_free()
             self._look()
 
     def _look(self) -> None:
@@ -309,17 +295,11 @@ class Doors:
     # The end
 
     async def _word_of_master(self) -> int:
-        """As in ``MasterHandle._asked_to_go``, without stopping the loop."""
-        master = self._master
-        if master.inline:
-            return master._asked_to_go()
-        end = time.monotonic() + ANSWER
-        while not (wish := master._words[master._wish]) and os.getppid() == master.pid:
-            if time.monotonic() > end:
-                break
-            master._master_bell.ring()
+        """As ``Heartbeat.ask_wish``, without stopping the loop."""
+        heartbeat, end = self._heartbeat, time.monotonic() + ANSWER
+        while heartbeat.awaits_wish() and time.monotonic() <= end:
             await asyncio.sleep(_GLANCE)
-        return wish
+        return heartbeat.wish
 
     async def _drain(self, quiet: float) -> None:
         """The server stops: take all that is in the queue, since no other process will."""
@@ -348,13 +328,12 @@ class Doors:
             return
         self._closed = True
         self._shares.words[self._master.slot] = 0
-        if self._master._tells:
-            self._master._board.set_idle(self._master.slot, False)
+        self._heartbeat.take_no_more()
         if self._watched:
-            self._acceptor._resign()
+            self._acceptor.resign()
             for fd in self._watched:
                 self._loop.remove_reader(fd)
-            self._acceptor._relay.wake_one()  # perhaps it was us whom the kernel has just told
+            self._acceptor.relay.wake_one()  # perhaps it was us whom the kernel has just told
             self._acceptor.hang_up()
         for listener in self._datagrams:
             listener.close()

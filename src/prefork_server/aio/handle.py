@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from ..connection import Connection
-from ..handle import MasterHandle
+from ..here import stand_here
+from ..worker.master_handle import MasterHandle
 
 _BLOCKS = "{} would stop the loop, and with it everybody: await master.wait_retired(){}"
 
@@ -20,24 +21,26 @@ class AsyncMasterHandle(MasterHandle):
     cancelled stop, too, within what is left of ``graceful_timeout``.
     """
 
-    exit_stack: AsyncExitStack
-    _retired: asyncio.Event
+    def __init__(self, master: MasterHandle) -> None:
+        vars(self).update(vars(master))
+        self.exit_stack: AsyncExitStack = AsyncExitStack()
+        self.retired: asyncio.Event = asyncio.Event()
 
     async def wait_retired(self) -> None:
         """Return when the master wants us to go: ``wants_me_alive()`` is False from there on."""
-        await self._retired.wait()
+        await self.retired.wait()
 
     def is_over(self) -> bool:
         """Whether the worker is to go: then it is time to say goodbye."""
-        return self._is_over()
+        return self.heartbeat.is_over()
 
     @property
     def listeners(self) -> list[socket.socket]:
         """The listening sockets, in the order of their addresses, for ``create_server(sock=...)``
         or a server of somebody else's. RuntimeError if there are none."""
-        acceptor = self._accepting()
-        acceptor._resign()  # whoever asks for them waits there himself
-        return list(acceptor._listeners.values())
+        acceptor = self.accept_loop.acceptor
+        acceptor.resign()  # the caller waits there by its own means
+        return list(acceptor.listeners.values())
 
     def wait(self, seconds: float) -> bool:
         """Not here: RuntimeError."""
@@ -49,12 +52,7 @@ class AsyncMasterHandle(MasterHandle):
 
 
 def at_home_in_loop(master: MasterHandle) -> AsyncMasterHandle:
-    """The same object, with more to it: signal handlers and ``current_master()`` have it
-    already. Inline, it is of a class of its own, which keeps its say."""
-    home: type = AsyncMasterHandle
-    if type(master) is not MasterHandle:
-        home = type(home.__name__, (home, type(master)), {})
-    master.__class__ = home
-    master.exit_stack = AsyncExitStack()  # type: ignore[attr-defined]
-    master._retired = asyncio.Event()  # type: ignore[attr-defined]
-    return master  # type: ignore[return-value]
+    """The same, for coroutines: what ``current_master()`` gives from now on."""
+    at_home = AsyncMasterHandle(master)
+    stand_here(at_home)
+    return at_home

@@ -16,12 +16,12 @@ from itertools import islice
 from types import FrameType
 from typing import Any
 
-from ..handle import MasterHandle
 from ..job import nothing
 from ..listeners import address_text
 from ..reports import leave_report
 from ..signals import WHERE, all_blocked
 from ..text import printable
+from ..worker.master_handle import MasterHandle
 from .handle import AsyncMasterHandle, at_home_in_loop
 from .loops import LoopKind
 
@@ -61,7 +61,7 @@ class Life:
         """Make the loop, and run it until ``after_fork`` has returned. Raises what that does."""
         self.loop, self.epoll = self._kind.make()
         self._master = at_home_in_loop(master)
-        self.graceful = master._graceful
+        self.graceful = master.heartbeat.graceful
         self.loop.set_exception_handler(self._complain)
         if not master.inline:
             self._tell_of_tasks_too()
@@ -111,7 +111,7 @@ class Life:
                 await prepared
             self._be_prepared()
             await self._ready
-            self.loop.add_reader(master._bell.fileno(), self._rung)
+            self.loop.add_reader(master.heartbeat.bell.fileno(), self._rung)
             self._limit = asyncio.timeout(None)
             try:
                 async with self._limit:
@@ -129,27 +129,23 @@ class Life:
     # Signs of life
 
     def _pulse(self) -> None:
-        master = self._master
-        if master._foreign:
-            os._exit(0)  # a callback forked, and its child came back into our loop
-        master.wants_me_alive()
-        if master._wear.weighs:
-            master._wear.weigh()
+        heartbeat = self._master.heartbeat
+        heartbeat.look()
         self._look()
         self.each_beat()
-        self.loop.call_later(master._pause, self._pulse)
+        self.loop.call_later(heartbeat.pause, self._pulse)
 
     def _rung(self) -> None:
-        self._master._bell.hush()
+        self._master.heartbeat.bell.hush()
         self._look()
 
     def _look(self) -> None:
         """Is it time to go?"""
-        if self._master._is_over() and not self._leave_at:
+        if self._master.is_over() and not self._leave_at:
             now = self.loop.time()
             self._leave_at = now + self._share(_LEAVE, _LEAVE_BEFORE)
             self._limit.reschedule(now + self._share(_CANCEL, _CANCEL_BEFORE))
-            self._master._retired.set()
+            self._master.retired.set()
 
     def _share(self, share: float, before: float) -> float:
         return max(self.graceful * share, self.graceful - before)
@@ -164,7 +160,7 @@ class Life:
 
     async def _end(self) -> None:
         master = self._master
-        master._retired.set()  # it may go by itself, and what is to be closed may wait for this
+        master.retired.set()  # it may go by itself, and what is to be closed may wait for this
         # Whoever swallows the cancellation below, or is closed for ever, does not keep us.
         self.loop.call_later(max(0.0, self.left()) + self.graceful / 20, self.loop.stop)
         try:
@@ -185,7 +181,7 @@ class Life:
 
     def report(self, message: str, peer: Any, error: BaseException) -> None:
         """What user code raised, once, with the peer."""
-        self._master._failed(error)
+        self._master.heartbeat.fail(error)
         text = address_text(peer) if peer else "a client"
         extra = self._extra("request_failed")
         self._master.logger.error("%s for %s", message, text, exc_info=error, extra=extra)
@@ -203,7 +199,7 @@ class Life:
         extra = self._extra("request_failed")
         error = context.get("exception")
         if error:
-            self._master._failed(error)
+            self._master.heartbeat.fail(error)
         self._master.logger.error("%s", printable(message), exc_info=error, extra=extra)
 
     def _extra(self, event: str) -> dict[str, object]:
@@ -215,7 +211,7 @@ class Life:
         with all_blocked():  # in between the signal would mean death
             faulthandler.unregister(WHERE)
             signal.signal(WHERE, self._tell_of_tasks)
-            faulthandler.register(WHERE, self._master._report, chain=True)
+            faulthandler.register(WHERE, self._master.report, chain=True)
 
     def _tell_of_tasks(self, signum: int, frame: FrameType | None) -> None:
         busy = asyncio.current_task(self.loop)  # its stack is the one above
@@ -226,7 +222,7 @@ class Life:
             for inner in islice(_awaiting(task.get_coro()), _FRAMES):
                 code = inner.f_code
                 text += f'    File "{code.co_filename}", line {inner.f_lineno} in {code.co_name}\n'
-        leave_report(self._master._report, text)
+        leave_report(self._master.report, text)
 
 
 def _awaiting(coroutine: Any) -> Iterator[FrameType]:

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..calls import check_call
-from ..crews import check_threads
 from ..errors import BootError, ConfigError
 from ..job import HOOKS, Hooks, nothing
 from ..journal import Journal
@@ -23,6 +22,7 @@ from ..preforker import Preforker
 from ..remote import Remote
 from ..settings import Settings, SettingsKeywords, settle
 from ..tls import terms
+from ..worker.threads import check_threads
 from .doors import Doors
 from .handle import AsyncMasterHandle
 from .life import Life

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from ..acceptor import _COURTESY_NS, Acceptor
+from ..acceptor import COURTESY_NS, Acceptor
 from ..scoreboard import SECOND
 from ..settings import MAX_WORKERS
 
@@ -46,30 +46,27 @@ class LoopAcceptor(Acceptor):
     def __init__(
         self, given: Acceptor, listeners: Iterable[socket.socket], epoll: select.epoll
     ) -> None:
-        super().__init__(list(listeners), given._relay, given.vigil, None, given._logger)
-        self._resign()
-        self._epoll.close()
-        self._epoll = epoll
-        self._enlist()
+        given.resign()
+        super().__init__(list(listeners), given.relay, epoll, given.vigil, None, given.logger)
 
     def go_to_the_end(self, listener: socket.socket) -> None:
         """Of the line in front of this listener."""
         self._epoll.unregister(listener)
         self._epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
-    def step_aside(self, excess: float) -> None:
+    def make_way_by(self, excess: float) -> None:
         """The longer, the more it holds above its share: on a crowded machine the sibling who
         is woken may have to wait for its CPU."""
-        self._step_aside(min(_LONGEST, int(_COURTESY_NS * 4 ** min(excess, 5))))
+        self.step_aside(min(_LONGEST, int(COURTESY_NS * 4 ** min(excess, 5))))
 
     def rest_left(self) -> float:
         """Seconds; then ``rested``."""
-        return max(0, self._resting_until_ns - time.monotonic_ns()) / SECOND
+        return max(0, self.resting_until_ns - time.monotonic_ns()) / SECOND
 
-    def rested(self) -> None:
-        self._resting_until_ns = 0
+    def hang_up(self) -> None:
+        super().hang_up()
+        self._epoll.close()
 
-    def _resign(self) -> None:
+    def resign(self) -> None:
         with suppress(OSError):  # a callback has closed one: then it cannot be taken out
-            super()._resign()
-        self._enlisted = False
+            super().resign()

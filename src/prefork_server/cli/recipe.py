@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..crews import WORKS, check_threads
 from ..errors import ConfigError
 from ..listeners import Listener
 from ..mixin import PreforkMixIn
 from ..remote import Remote
 from ..servers import PreforkTCPServer, PreforkUDPServer
 from ..settings import Settings
+from ..worker.threads import WORKS, check_threads
 from .options import Misuse
 from .target import LoadError, Thing, users_traceback, words_for
 

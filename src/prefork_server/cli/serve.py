@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 
 from ..errors import ConfigError, PreforkError
 from ..forks import drop, fork, keep_from_forks
-from ..handle import MasterHandle
 from ..imports import load
 from ..inheritance import inheritance
 from ..job import Hooks, nothing
@@ -41,6 +40,7 @@ from ..settings import Settings
 from ..signals import WHERE, all_blocked, when_it_ends
 from ..systemd import OF_THE_SERVICE, handed_over
 from ..text import printable
+from ..worker.master_handle import MasterHandle
 from . import answer
 from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe

@@ -11,10 +11,9 @@ from contextlib import suppress
 from select import EPOLLIN
 from typing import Any, Final
 
-from ..acceptor import Acceptor, Guest
-from ..handle import MasterHandle
 from ..proxy import Introduction, ProxyError
 from ..scoreboard import in_ns
+from ..worker.accept_loop import AcceptLoop, Guest
 from .stream import LINGER, LINGER_BYTES, SIZE, linger
 
 _REFUSAL: Final = (
@@ -41,17 +40,15 @@ class Entrance(Guest):
     def __init__(
         self,
         server: Any,
-        master: MasterHandle,
-        acceptor: Acceptor,
+        loop: AcceptLoop,
         request: Any,
         peer: Any,
-        go_in: Callable[[Acceptor, Any, Any], None],
+        go_in: Callable[[Any, Any, Any], None],
     ) -> None:
         self.request = request
         self.peer = peer
         self._server = server
-        self._master = master
-        self._acceptor = acceptor
+        self._acceptor = loop
         self._go_in = go_in
         self._event = EPOLLIN
         self._left = LINGER_BYTES
@@ -91,7 +88,7 @@ class Entrance(Guest):
         except ProxyError as fault:
             if self._is_tls:
                 raise
-            self._server._prefork_report(self._master, self.request, self.peer, fault)
+            self._server._prefork_report(self.request, self.peer, fault)
             self._refuse()
             return
         if whole:
@@ -119,8 +116,10 @@ class Entrance(Guest):
         self._acceptor.let_go(self)
         acceptor: Any = _Attentive(self._acceptor) if self._is_tls else self._acceptor
         # What goes wrong in there is about whom a proxy spoke for, and not about the proxy.
-        visit = acceptor, self.request, self.peer
-        self._server._prefork_contain(self._master, *visit[1:], self._go_in, *visit)
+        try:
+            self._go_in(acceptor, self.request, self.peer)
+        except BaseException as error:  # user code
+            self._server._prefork_failed(self.request, self.peer, error)
 
     def _await(self, event: int) -> None:
         if time.monotonic_ns() >= self.until_ns:
@@ -161,7 +160,7 @@ class _Attentive:
     """The acceptor, for visits over TLS: what has been decrypted and nobody read yet, epoll does
     not tell of."""
 
-    def __init__(self, acceptor: Acceptor) -> None:
+    def __init__(self, acceptor: AcceptLoop) -> None:
         self._acceptor = acceptor
         self.let_go = acceptor.let_go
 

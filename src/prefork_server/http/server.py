@@ -6,13 +6,11 @@ from functools import partial
 from http.server import HTTPServer
 from typing import Any
 
-from ..acceptor import Acceptor
 from ..connection import Connection
-from ..handle import MasterHandle
 from ..listeners import Address
 from ..proxy import ProxyError
 from ..servers import _OwnServer
-from ..vigil import Waiting
+from ..worker.accept_loop import AcceptLoop
 from .entrance import Entrance, turn_away
 from .forwarded import believed
 from .standard import handler_class
@@ -53,12 +51,8 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
         if isinstance(self.server_address, tuple):
             self.server_name, self.server_port = self.server_address[:2]
 
-    def _prefork_serve(self, master: MasterHandle, *args: Any) -> None:
+    def _prefork_parking(self, loop: AcceptLoop) -> Callable[[Any, Any], object] | None:
         self.RequestHandlerClass = handler_class(self.RequestHandlerClass)
-        self._prefork_visit = self._prefork_parking(master)
-        super()._prefork_serve(master, *args)
-
-    def _prefork_parking(self, master: MasterHandle) -> Callable[[Any, Any], None] | None:
         kind = type(self)
         if (
             kind.process_request is not socketserver.BaseServer.process_request
@@ -72,27 +66,18 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
             return None
         handler = make.func if isinstance(make, partial) else make
         head_timeout = handler.head_timeout  # type: ignore[attr-defined]
-        accepting, proxies = master._accepting(), self._prefork_proxies
+        proxies = self._prefork_proxies
 
-        def go_in(acceptor: Acceptor, request: Any, peer: Any) -> None:
-            Visit(self, master, acceptor, request, peer).begin(make)
+        def go_in(acceptor: Any, request: Any, peer: Any) -> None:
+            Visit(self, loop, acceptor, request, peer).begin(make)
 
         def park(request: Any, peer: Any) -> None:
             if type(request) is Connection and not proxies:
-                go_in(accepting, request, peer)
+                go_in(loop, request, peer)
             else:
-                Entrance(self, master, accepting, request, peer, go_in).begin(head_timeout)
+                Entrance(self, loop, request, peer, go_in).begin(head_timeout)
 
         return park
-
-    def _prefork_parks(self, request: Any) -> bool:
-        return self._prefork_visit is not None and isinstance(request, Waiting)
-
-    def _prefork_process(self, request: Any, peer: Any) -> None:
-        if self._prefork_visit and self._prefork_parks(request):
-            self._prefork_visit(request, peer)
-        else:
-            super()._prefork_process(request, peer)
 
     def _prefork_greet(self, request: Any, peer: Any) -> Any:
         try:

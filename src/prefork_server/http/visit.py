@@ -13,9 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ..acceptor import Acceptor, Guest
-from ..handle import MasterHandle
 from ..scoreboard import in_ns
+from ..worker.accept_loop import AcceptLoop, Guest
 from .handler import HTTPRequestHandler
 from .stream import LINGER, LINGER_BYTES, SIZE
 from .wire import Reject, find_head, read_known
@@ -56,12 +55,12 @@ class Visit(Guest):
     _step: Callable[[Any], None]  # what to do next: a function, since a method would be a cycle
 
     def __init__(
-        self, server: Any, master: MasterHandle, acceptor: Acceptor, request: Any, peer: Any
+        self, server: Any, loop: AcceptLoop, acceptor: Any, request: Any, peer: Any
     ) -> None:
         self.request = request
         self.peer = peer
         self._server = server
-        self._master = master
+        self._heartbeat = loop.heartbeat
         self._acceptor = acceptor
         self._lingered = 0
 
@@ -77,8 +76,11 @@ class Visit(Guest):
 
     def _hold(self) -> None:
         """The handler has files of its own, which wait: it keeps its worker."""
-        self._master._took_again(self)
-        super(_Parked, self.handler).handle()  # type: ignore[misc]
+        self._heartbeat.begin(self.peer)
+        try:
+            super(_Parked, self.handler).handle()  # type: ignore[misc]
+        finally:
+            self._heartbeat.end()
         self._close()
 
     def dismiss(self) -> None:
@@ -146,15 +148,17 @@ class Visit(Guest):
                 return
             head = stream.take(end)
         self.awaited = False
-        self._master._took_again(self)
+        self._heartbeat.begin(self.peer)
         try:
             handler.serve_request(head, request)
         except BaseException as error:
             if not handler.lingers:
                 raise
-            self._server._prefork_report(self._master, self.request, self.peer, error)
+            self._server._prefork_report(self.request, self.peer, error)
             self._leave()
             return
+        finally:
+            self._heartbeat.end()
         if handler.close_connection or handler._body or stream.buffer:
             self._next()
         else:

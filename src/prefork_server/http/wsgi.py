@@ -261,7 +261,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
             raise self._body.fault
         master = getattr(self.server, "master", None)
         if master:  # handle_request() has none
-            master._failed(error)
+            master.heartbeat.fail(error)
         self._complain("the application failed", error)
         if self._over:
             return  # in close(), when the client had everything

@@ -6,10 +6,10 @@ The core imports this where ``status`` is set, and only there.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..handle import MasterHandle
 from ..job import Service
 from ..listeners import listen, parse
 from ..settings import Settings
+from ..worker.master_handle import MasterHandle
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..handle import MasterHandle
 from ..http.handler import HTTPRequestHandler
 from ..http.server import PreforkHTTPServer
 from ..http.wire import Limits
@@ -15,6 +14,7 @@ from ..inheritance import inheritance
 from ..listeners import Listener, parse
 from ..settings import Settings
 from ..stats import Stats
+from ..worker.master_handle import MasterHandle
 from .page import CSP, page
 
 _MOST = 256  # connections at once; a page needs one
@@ -108,7 +108,7 @@ class _Server(PreforkHTTPServer):
             return False
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return len(self.master._accepting()._watched) < _MOST
+        return self.master.accept_loop.parked < _MOST
 
 
 def serve(master: MasterHandle, settings: Settings, app_name: str, listener: Listener) -> None:

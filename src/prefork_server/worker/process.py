@@ -1,4 +1,4 @@
-"""The worker process: everything that runs after the fork, and only there.
+"""The worker process: from the fork to its end.
 
 ``become_worker`` never returns: the frames that called it belong to the master.
 In here the master is a ``MasterHandle``, which user code calls ``master``.
@@ -10,14 +10,17 @@ import signal
 import traceback
 from typing import NoReturn
 
-from .handle import MasterHandle, Shared
-from .here import stand_here
-from .job import Job, nothing
-from .logfiles import logger_named
-from .output import cover, flush_streams
-from .reports import leave_report
-from .signals import AGAIN, ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
-from .text import users_part
+from ..here import stand_here
+from ..job import Job, nothing
+from ..logfiles import logger_named
+from ..output import cover, flush_streams
+from ..reports import leave_report
+from ..signals import AGAIN, ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
+from ..text import users_part
+from .accept_loop import AcceptLoop
+from .heartbeat import Heartbeat, Shared
+from .master_handle import MasterHandle
+from .threads import ThreadedLoop, ThreadsHeartbeat
 
 # Of the signals that mean something to the master, or that a terminal sends to all
 # its processes: in a worker they do nothing. Not SIG_IGN, which programs started
@@ -51,23 +54,24 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     faulthandler.register(SHOW, shared.reports.stacks, chain=False)
     make_room_for_signals()
     bell = Bell()
-    master = MasterHandle(slot, job, shared, bell)
-    master._report = report
+    heartbeat, loop = _heart(slot, job, shared, bell)
+    master = MasterHandle(heartbeat, loop, shared.master_pid, report)
     stand_here(master)
     for signum in _NOT_FOR_WORKERS:
         signal.signal(signum, nothing)
+    signal.signal(signal.SIGUSR1, heartbeat.call)  # a rotation
     # systemd sends it to all processes of a service, unless told otherwise.
     graceful = job.settings.term == "graceful"
-    signal.signal(signal.SIGTERM, master._go if graceful else signal.SIG_DFL)
-    signal.signal(signal.SIGQUIT, master._go)
-    signal.signal(ORPHANED, master._orphaned)
+    signal.signal(signal.SIGTERM, heartbeat.go if graceful else signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, heartbeat.go)
+    signal.signal(ORPHANED, heartbeat.be_orphaned)
     signal.signal(AGAIN, shared.reports.rewind)
     signal.set_wakeup_fd(bell.rope, warn_on_full_buffer=False)
     heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, SHOW, AGAIN, *_NOT_FOR_WORKERS}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - heard)
     # The pipe of life: only the master holds its writing end.
     if when_it_ends(shared.life, ORPHANED):
-        master._orphaned()
+        heartbeat.be_orphaned()
     shared.title.show_worker(job.name or f"worker {slot}")
     try:
         if job.identity:
@@ -78,7 +82,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
         job.hooks.after_fork(master)
         logger_named(job.logger)  # is heard, though the program may have configured logging
         cover()  # log handlers, too, that the program has made since the fork
-        master._be_ready()
+        heartbeat.be_ready()
         job.work(master)
         return 0
     except SystemExit as asked:
@@ -93,5 +97,13 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
     finally:
         # A thread of the master may have held a stream's lock at the fork: then this hangs
         # where no handler of a signal can run, and after the death of the master for ever.
-        master._end_in_time()
+        heartbeat.end_in_time()
         flush_streams()
+
+
+def _heart(slot: int, job: Job, shared: Shared, bell: Bell) -> tuple[Heartbeat, AcceptLoop | None]:
+    if job.settings.threads > 1:
+        heartbeat = ThreadsHeartbeat(slot, job, shared, bell)
+        return heartbeat, ThreadedLoop(job, shared.relay, heartbeat)
+    alone = Heartbeat(slot, job, shared, bell)
+    return alone, AcceptLoop(job, shared.relay, alone) if job.listeners else None

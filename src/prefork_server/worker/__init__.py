@@ -1,0 +1,1 @@
+"""The worker process: everything after the fork."""
