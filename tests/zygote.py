@@ -305,6 +305,8 @@ def _main() -> None:
     for name in _LOADED:
         __import__(name)
     sys.modules["prefork_server.imports"].load()
+    if coverage := sys.modules.get("coverage"):
+        coverage.Coverage.current().save()  # of the imports: once, and not by each program
     gc.collect()
     gc.freeze()  # a collection in a program would copy every page of this
     order, fds = _serve(socket.socket(fileno=int(sys.argv[1])))
