@@ -61,13 +61,15 @@ def test_a_whole_program_prints_what_follows_it(name: str, text: str, tmp_path: 
     assert (ended.returncode, ended.stdout) == (0, promised[1])
 
 
-@pytest.mark.parametrize(("name", "text"), beginning("# a whole test file"))
-def test_a_whole_test_file_passes(name: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / "test_yours.py").write_text(text)
-    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    ended = run([*command, "-W", "error", "test_yours.py"], tmp_path)
+def test_each_whole_test_file_passes(tmp_path: Path) -> None:
+    files = [each.values for each in beginning("# a whole test file")]
+    for number, (_, text) in enumerate(files):
+        (tmp_path / f"test_yours_{number}.py").write_text(text)
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-rp", "-p", "no:cacheprovider"]
+    ended = run([*command, "-W", "error"], tmp_path)
     assert ended.returncode == 0, ended.stdout
-    assert re.search(r"^\d+ passed", ended.stdout, re.MULTILINE)
+    passed = set(re.findall(r"^PASSED test_yours_(\d+)\.py", ended.stdout, re.MULTILINE))
+    assert len(passed) == len(files) > 0, ended.stdout
 
 
 def test_coverage_across_forks_is_measured_as_the_page_says(tmp_path: Path) -> None:

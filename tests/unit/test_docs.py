@@ -5,6 +5,7 @@ import re
 import shlex
 from collections import Counter
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def blocks(name: str, language: str) -> list[str]:
 ALL_PYTHON = [(name, n, text) for name in PAGES for n, text in enumerate(blocks(name, "python"))]
 
 
-def beginning(mark: str) -> list[object]:
+def beginning(mark: str) -> list[Any]:
     return [
         pytest.param(name, text, id=f"{name}-{n}")
         for name, n, text in ALL_PYTHON
