@@ -57,7 +57,7 @@ format: $(BIN)/.dev ## put the code in order
 	$(BIN)/ruff check --fix .
 
 fuzz: $(BIN)/.made ## 100,000 mutated HTTP requests, judged by h11 as well; SEED=... for others
-	MUTATIONS=100000 $(BIN)/python -m pytest -n 0 --hypothesis-profile=default \
+	MUTATIONS=100000 SOAK=1 $(BIN)/python -m pytest --timeout 3600 -n 0 --hypothesis-profile=default \
 		tests/edges/test_wire_h11.py tests/unit/test_wire.py tests/edges/test_proxy.py \
 		tests/unit/test_stats.py
 

@@ -110,17 +110,30 @@ def _body(request: Request, stream: _Stream, limits: Limits) -> bytes | None:
 
 
 def ways(raw: bytes, seed: int = 7) -> Iterator[list[bytes]]:
-    """The same bytes whole, in halves, byte by byte, and in pieces of random length."""
+    """The same bytes whole, in halves, byte by byte, and in pieces of random length.
+
+    Of many bytes the middle comes in pieces of 37.
+    """
     half = len(raw) // 2
     yield [raw]
     yield [part for part in (raw[:half], raw[half:]) if part]
-    yield [raw[at : at + 1] for at in range(len(raw))]
+    yield bytes_of(raw)
     pieces, chance = [], random.Random(seed)
     while raw:
         size = chance.randint(1, max(1, len(raw) // 5))
         pieces.append(raw[:size])
         raw = raw[size:]
     yield pieces
+
+
+def bytes_of(raw: bytes) -> list[bytes]:
+    begin, end = (400, max(400, len(raw) - 400)) if len(raw) > 2000 else (0, 0)
+    sizes = [1] * begin + [37] * ((end - begin) // 37)
+    pieces, at = [], 0
+    for size in (*sizes, *[1] * (len(raw) - sum(sizes))):
+        pieces.append(raw[at : at + size])
+        at += size
+    return pieces
 
 
 def story(raw: bytes, limits: Limits | None = None) -> Story:

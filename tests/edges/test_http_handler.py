@@ -22,7 +22,7 @@ import pytest
 
 from prefork_server.http import HTTPRequestHandler, Limits, PreforkHTTPServer
 from prefork_server.testing import serving
-from tests.conftest import PATIENCE, read_all
+from tests.conftest import PATIENCE, read_all, soak
 
 SERVERS = ["ours", "theirs"]
 LAST = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
@@ -983,6 +983,7 @@ def random_deeds(draw: random.Random) -> list[tuple[str, Any]]:
     return [(name, deeds[name]()) for name in names]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_whatever_a_handler_does_the_second_answer_is_that_to_the_second_request(
     version: str,
@@ -990,7 +991,7 @@ def test_whatever_a_handler_does_the_second_answer_is_that_to_the_second_request
     draw = random.Random(version)
     kept = 0
     with served("ours", Random) as address:
-        for _ in range(1000):
+        for _ in range(soak(300, 10_000)):
             Random.todo = random_deeds(draw)
             method = draw.choice(["GET", "GET", "HEAD", "POST"])
             start = f"{method} / HTTP/{version}\r\nHost: h\r\nConnection: keep-alive\r\n\r\n"
@@ -1011,7 +1012,8 @@ def test_whatever_a_handler_does_the_second_answer_is_that_to_the_second_request
                 rest = answers(final.partition(b"\r\n\r\n")[2])
             assert rest in ([], [(200, b"next")]), (Random.todo, answer)
             kept += bool(rest)
-    assert kept > 50
+    print(version, kept, "kept")
+    assert kept > 15
 
 
 def test_no_interim_answer_is_sent_to_http_1_0_and_none_has_a_length(ask: Ask) -> None:

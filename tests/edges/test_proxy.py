@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork_server.proxy import Introduction, ProxyError, introduced, read_header
+from tests.conftest import soak
 from tests.edges.test_connection import PAUSE, Worker, later
 from tests.unit.test_proxy import PLACES, v2
 
@@ -50,7 +51,7 @@ def _mangled(draw: Any) -> bytes:
 
 
 @given(st.one_of(_mangled(), st.binary(max_size=200)))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=soak(300, 10_000), deadline=None)
 def test_the_verdict_is_the_same_however_it_arrives(data: bytes) -> None:
     """And nothing is raised but ProxyError."""
     whole, size = verdict(data), 0

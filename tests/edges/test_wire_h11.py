@@ -11,10 +11,11 @@ import re
 import h11
 import pytest
 
+from tests.conftest import soak
 from tests.unit.test_wire import a_post, a_request, chunked
 from tests.wire_reader import Message, read, story
 
-MUTATIONS = int(os.environ.get("MUTATIONS", "5000"))
+MUTATIONS = int(os.environ.get("MUTATIONS", soak(2000, 100_000)))
 SEED = int(os.environ.get("SEED", "9112"))
 
 SEEDS = [

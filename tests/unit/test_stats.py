@@ -29,6 +29,7 @@ from prefork_server.scoreboard import (
     Scoreboard,
 )
 from prefork_server.stats import Stats, read
+from tests.conftest import soak
 
 
 def a_board(slots: int = 3) -> Scoreboard:
@@ -179,7 +180,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=soak(40, 1000), deadline=None)
 @example(b'{"listeners": [["a", false]], "counters": {"b": true}}')
 @given(
     st.binary(max_size=4080)
