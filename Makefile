@@ -11,6 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # They wait about as much as they compute. A process that is done takes over tests from another.
 PYTEST := -m pytest -q -n $(shell expr 2 \* $$(nproc)) --dist worksteal
 SOAK ?= 1
+ALL_TESTS := tests/unit (no process), tests/edges (one socket, pipe or file), tests/processes (real servers): \
+	about two minutes on two CPUs. TEST=tests/unit: ten seconds
 
 .DEFAULT_GOAL := help
 .PHONY: help serve env test check soak format fuzz prove bench bench-quick bench-lifecycle bench-memory clean
@@ -37,8 +39,9 @@ $(BIN)/.dev: $(BIN)/.made
 env: $(BIN)/.made
 
 test: $(BIN)/.made ## make an environment and pass the tests; TEST=... chooses, PYTHON=... too
+	$(info $(or $(TEST),$(ALL_TESTS)))
 	@# `make check` has the type checkers that the one left out asks.
-	$(BIN)/python $(PYTEST) --ignore=tests/processes/test_typing.py $(TEST)
+	@$(BIN)/python $(PYTEST) --ignore=tests/processes/test_typing.py $(TEST)
 
 check: $(BIN)/.dev ## all that is asked of a change: format, lint, types, tests with coverage
 	$(BIN)/ruff format --check .
