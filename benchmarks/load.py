@@ -18,6 +18,7 @@ import re
 import select
 import socket
 import time
+import warnings
 from _socket import socket as raw_socket  # without the calls in Python of socket.socket
 from array import array
 from collections import deque
@@ -99,7 +100,10 @@ def put_load_on(load: Load, processes: int = 1, cpus: frozenset[int] = frozenset
         )
         for number in range(processes)
     ]
-    with multiprocessing.get_context("fork").Pool(processes, _pin, (cpus,)) as pool:
+    with warnings.catch_warnings():  # of the threads of a test, whose locks none of them takes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        generators = multiprocessing.get_context("fork").Pool(processes, _pin, (cpus,))
+    with generators as pool:
         done = pool.map_async(_generate, shares, chunksize=1).get(load.seconds + PATIENCE)
     answered = sum(each.answered for each in done)
     seconds = (max(each.end_ns for each in done) - begin_ns) / 1e9

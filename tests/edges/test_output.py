@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from prefork_server import daemon, output
+from prefork_server.forks import fork
 from prefork_server.logfiles import speaking
 from prefork_server.output import Output, cover, flush_streams, unhindered
 from tests.conftest import PATIENCE, eventually
@@ -152,7 +153,7 @@ def test_a_default_timeout_of_the_program_changes_no_output_on_a_socket(
 def test_a_terminal_of_another_user_is_written_to_and_not_waited_for(controlling: bool) -> None:
     ours, terminal = pty.openpty()
     ended, end = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         with suppress(BaseException):
             os.setsid()
@@ -251,7 +252,7 @@ def test_a_fork_does_not_tell_again_of_what_was_lost_before(ends: tuple[int, int
     fill(writer)
     out.write(b"lost\n")
     drained(reader)
-    child = os.fork()
+    child = fork()
     if child == 0:
         out.write(b"of the child\n")
         os._exit(0)

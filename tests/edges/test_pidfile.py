@@ -9,6 +9,7 @@ import pytest
 
 from prefork_server import lockfile
 from prefork_server.errors import BootError, ConfigError
+from prefork_server.forks import fork
 from prefork_server.pidfile import claimed
 
 
@@ -208,7 +209,7 @@ def test_files_that_another_process_has_by_now_stay_its_own(path: Path) -> None:
 def test_a_fork_does_not_hold_the_lock(path: Path) -> None:
     with claimed(path):
         reader, writer = os.pipe()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             os.close(writer)
             os.read(reader, 1)  # until the test is over

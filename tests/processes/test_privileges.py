@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from prefork_server import ConfigError, Settings
+from prefork_server.forks import fork
 from prefork_server.privileges import identity_of
 from tests.conftest import PATIENCE, PRELUDE, ROOT, Starter, alive, eventually, read_all, unmeasured
 from tests.unit.test_privileges import NOBODY
@@ -207,7 +208,7 @@ def test_a_worker_that_drops_has_nothing_of_the_terminal_and_the_starter_but_to_
         script = tmp_path / "program.py"
         program = f"serve(Alone, workers=1, {user})\nprint('over')"
         script.write_text(PRELUDE + textwrap.dedent(ALONE) + program)
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             os.set_inheritable(passed, True)
             os.login_tty(terminal)  # the controlling terminal, at 0, 1 and 2, open for reading

@@ -855,7 +855,7 @@ OUT_OF_MEMORY = """
         def after_fork(self, master):
             with open("/proc/self/statm") as statm:
                 now = int(statm.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (now + (256 << 20), -1))
+            resource.setrlimit(resource.RLIMIT_AS, (now + (256 << 20), resource.RLIM_INFINITY))
 """
 
 

@@ -152,7 +152,7 @@ def test_one_that_does_not_get_ready_in_time_is_stopped() -> None:
 
 class Leaves(socketserver.StreamRequestHandler):
     def handle(self) -> None:
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             signal.pause()
         self.wfile.write(b"%d" % pid)
