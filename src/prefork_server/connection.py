@@ -8,6 +8,7 @@ sign of life, until the client has been silent for longer than ``timeout``.
 How it waits is in ``vigil``.
 """
 
+import errno
 import os
 import select
 import socket
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _BLINK = 0.02  # seconds between two tries where the kernel cannot say when there is room
 _CHUNK = 1 << 20  # bytes of a file per system call
+_PIECE = 1 << 16  # bytes of a file that is read and written
+# What sendfile(2) answers for a file system without it, and in a sandbox.
+_NOT_FOR_THIS_FILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _FOR_EVER: Final = float("inf")
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _WAITALL: Final = int(socket.MSG_WAITALL)
@@ -318,4 +322,9 @@ class Connection(Waiting, socket.socket):
 
 
 def _sendfile(target: int, source: int, offset: int, count: int, flags: int) -> int:
-    return os.sendfile(target, source, offset, count)
+    try:
+        return os.sendfile(target, source, offset, count)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_THIS_FILE:
+            raise
+        return os.write(target, os.pread(source, min(count, _PIECE), offset))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from .errors import BootError, PreforkError
-from .forks import drop, fork, keep_from_forks
+from .forks import drop, fork, keep_from_forks, null
 from .output import flush_streams
 from .signals import all_blocked
 from .text import one_record, printable
@@ -94,11 +94,11 @@ def _be_daemon(serve: Serve, launcher: socket.socket, mask: set[int]) -> NoRetur
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         keep_from_forks(launcher.fileno())
-        null = os.open(os.devnull, os.O_RDWR)
+        nothing = null()
         for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        if null > 2:
-            os.close(null)
+            os.dup2(nothing, fd)
+        if nothing > 2:
+            os.close(nothing)
         serve(lambda *words: say(_READY, str(os.getpid()), *words))
         say("it was stopped before it was ready")
         status = 0

@@ -3,6 +3,20 @@
 The message carries the value and the rule, the attributes are for programs.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_CURES = {
+    errno.EMFILE: "raise the limit of open files, ulimit -n",
+    errno.ENFILE: "the machine has too many open files",
+    errno.EAGAIN: "raise the limit of processes, ulimit -u",
+    errno.ENOMEM: "there is no memory: look at ulimit -v",
+    errno.EFBIG: "raise the limit of the size of files, ulimit -f",
+    errno.ENOSYS: "the kernel or its sandbox has no such call",
+    errno.EPERM: "a sandbox does not permit the call",
+}
+
 
 class PreforkError(Exception):
     """Everything this package raises on purpose is one of these."""
@@ -41,3 +55,16 @@ class BootError(PreforkError):
     def __init__(self, cause: str, report: str = "") -> None:
         super().__init__(cause)
         self.report = report
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """Within, what the system refuses (a limit, a sandbox) is a BootError, with the cure."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PreforkError):
+            raise
+        cure = _CURES.get(error.errno or 0, "")
+        what = f"{error.strerror or error}{cure and f' ({cure})'}"
+        raise BootError(f"the system refuses what a server needs: {what}") from error

@@ -45,6 +45,15 @@ def _forget_children() -> None:
         sys.modules["multiprocessing.resource_tracker"]._resource_tracker._pid = None
 
 
+def null() -> int:
+    """A new descriptor of ``/dev/null``. Where that is missing, as in a chroot: of one that can
+    be neither read nor written, as if it were closed (EBADF). Raises OSError."""
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:
+        return os.open("/", os.O_PATH)
+
+
 def close_passed_on(but: Collection[int]) -> None:
     """Close the descriptors above 2 that this process was started with, except ``but``.
 

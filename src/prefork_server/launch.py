@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from .daemon import daemonize, go_on
-from .errors import BindError, ConfigError
+from .errors import BindError, ConfigError, refusals_told
 from .forks import shared_with_forks
 from .imports import load
 from .inheritance import inheritance
@@ -68,6 +68,7 @@ class Launch:
         fill_standard_descriptors()
         with (
             self.remote.running(),
+            self._refusals_told(),
             unhindered(),
             redirected(settings.stdout_path, settings.stderr_path, owners),
             speaking(self.logger, settings.log_path, owners),
@@ -96,6 +97,17 @@ class Launch:
             else:
                 with shared_with_forks(settings.gc_freeze and on_main_thread):
                     Master(job, self.remote, claim).run()
+
+    @contextmanager
+    def _refusals_told(self) -> Iterator[None]:
+        """Until it is ready. What fails after that has its traceback."""
+        try:
+            yield
+        except OSError:
+            if self.remote.wait_ready(0):
+                raise
+            with refusals_told():
+                raise
 
     def _beside(self) -> AbstractContextManager[Service]:
         if self.settings.status is None:
@@ -176,6 +188,7 @@ class Launch:
         Journal(self.logger, os.getpid()).warn_of_threads()
         if inheritance().is_successor():
             go_on(serve)
-        pid, addresses = daemonize(serve)
+        with refusals_told():
+            pid, addresses = daemonize(serve)
         self.remote.handed_over(addresses)
         return pid

@@ -49,6 +49,8 @@ _CURES = {
     errno.EADDRNOTAVAIL: "this machine has no such address",
     errno.EACCES: "a port below 1024, or a directory that is not yours?",
     errno.ENOENT: "the directory must be there",
+    errno.EAFNOSUPPORT: "the kernel or its sandbox has no such sockets: is IPv6 switched off?",
+    errno.EMFILE: "raise the limit of open files, ulimit -n",
     errno.ENOLCK: "its directory must be on a file system with locks",
 }
 
@@ -317,12 +319,20 @@ def listen(
     options: Iterable[int] = (socket.SO_REUSEADDR,),
 ) -> Listener:
     """Bind a new socket and listen. Raises BindError."""
-    sock = socket.socket(address.family, kind)
+    sock = new_socket(address, kind)
     try:
         return bind(sock, address, backlog, options)
     except BaseException:
         sock.close()
         raise
+
+
+def new_socket(address: Address, kind: socket.SocketKind) -> socket.socket:
+    """Raises BindError: a kernel without IPv6, a seccomp filter, too many open files."""
+    try:
+        return socket.socket(address.family, kind)
+    except OSError as reason:
+        raise _refused(str(address), reason) from reason
 
 
 def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[int]) -> Listener:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, TextIO
 
 from .errors import ConfigError
-from .forks import drop, keep_from_forks
+from .forks import drop, keep_from_forks, null
 from .output import STANDARD, Output, flush_streams
 from .settings import FilePath, absolute
 from .text import one_record
@@ -454,6 +454,8 @@ def open_appending(path: FilePath, setting: str, owners: Collection[int] = ()) -
     try:
         if ours is not None:
             return os.dup(ours)
+        if path == os.devnull:
+            return null()
         return _checked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, owners)
     except OverflowError:  # no number of a descriptor
         raise ConfigError(f"{setting} {path}: Bad file descriptor") from None
@@ -500,6 +502,6 @@ def fill_standard_descriptors() -> None:
 
     Otherwise the next socket would get their number, and what handlers print.
     """
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while (fd := null()) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)

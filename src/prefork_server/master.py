@@ -79,7 +79,7 @@ class Master:
         self._upgrade = Upgrade(boot_ns, listeners, claim, self._journal, self._board, self._inbox)
         self._life, self._lifeline = os.pipe()
         keep_from_forks(self._lifeline)  # who had it would keep orphans from knowing
-        self._pidfds = Pidfds(self._inbox)
+        self._pidfds = Pidfds(self._inbox, self._journal)
         self._last_death: Death | None = None
         self._tick_ns = min(SECOND, half_ns, self._notifier.period_ns)
         self._seen_ns = self._awake_since_ns = time.monotonic_ns()
@@ -225,6 +225,9 @@ class Master:
         beside = [each.address for each in self._job.service.listeners]
         how = f", {self._job.service.name} on {', '.join(beside)}" if beside else ""
         self._journal.ready(addresses, how)
+        for worker in filter(self._pool.ready, self._pool):
+            self._pidfds.check(worker)
+            break
         self._run_hook("ready", addresses)
         self._remote.is_ready(addresses)
 

@@ -95,6 +95,7 @@ class PreforkMixIn(_Base):
         if settings is not None:
             self.settings = settings
         check_threads(type(self), self.settings)
+        load()  # now: the program may change its root directory before it serves
         self._prefork_remote = Remote()
         self._prefork_more = []
         fill_standard_descriptors()

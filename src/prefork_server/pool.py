@@ -365,6 +365,7 @@ class Pool(Roster):
 
     def killed(self, worker: WorkerHandle) -> None:
         worker.killed = True
+        self.board.set(worker.slot, WISH, self._farewell)  # should it live on, it goes by itself
 
     def died(self, worker: WorkerHandle, status: int | None, report: str, now_ns: int) -> Death:
         board = self.board

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from .calls import check_call
 from .errors import ConfigError
+from .imports import load
 from .job import Hooks, nothing
 from .launch import Launch
 from .listeners import Addresses, Listener, listen, parse_all
@@ -54,6 +55,7 @@ class Preforker:
         check_call("work", work, "master", "a coroutine function is for run_asyncio()")
         settled = settle(settings, keywords, timeout=5.0)
         check_threads(WORKS, settled)
+        load()  # now: the program may change its root directory before it serves
         if logger is not None and settled.log_path is not None:
             raise ConfigError("log_path is the file of our own logger: give it, or logger")
         name = settled.app_name or "preforker"

@@ -8,12 +8,13 @@ as somebody else, and hand it the sockets.
 import grp
 import os
 import pwd
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .errors import ConfigError
-from .forks import close_passed_on
+from .errors import BootError, ConfigError
+from .forks import close_passed_on, null
 from .settings import Settings
 
 _Login: TypeAlias = tuple[str, str]  # the name and the home directory of a user
@@ -47,13 +48,13 @@ class Identity:
         if not self.drops:
             return
         os.setsid()  # TIOCSTI and /dev/tty need the controlling terminal, which is gone with this
-        null = os.open(os.devnull, os.O_RDWR)
+        nothing = null()
         if 0 not in but:  # inetd passes a listening socket there
-            os.dup2(null, 0)
+            os.dup2(nothing, 0)
         for fd in (1, 2):
             if os.isatty(fd):  # to read what is typed, or to write escape sequences
-                os.dup2(null, fd)
-        os.close(null)
+                os.dup2(nothing, fd)
+        os.close(nothing)
         close_passed_on(but)
         if self.login:
             name, os.environ["HOME"] = self.login
@@ -67,17 +68,20 @@ class Identity:
     def assume(self) -> None:
         """In a worker: from here on it is somebody else, and cannot go back.
 
-        Raises OSError, or RuntimeError if it is not who it should be: then it must not go on.
+        Raises BootError where root lacks a capability, and RuntimeError if it is not who it should
+        be: then it must not go on.
         """
         if self.umask is not None:
             os.umask(self.umask)
         if self.gid is not None:
             # Groups first, and the user last: each step needs the right to take the next.
             # Without setgroups() it would keep root's (SEI CERT POS36-C).
-            os.setgroups(self.groups)
-            os.setresgid(self.gid, self.gid, self.gid)
+            with _needing("CAP_SETGID", f"group {self.gid}"):
+                os.setgroups(self.groups)
+                os.setresgid(self.gid, self.gid, self.gid)
         if self.uid is not None:
-            os.setresuid(self.uid, self.uid, self.uid)
+            with _needing("CAP_SETUID", f"user {self.uid}"):
+                os.setresuid(self.uid, self.uid, self.uid)
         self._verify()
 
     def own(self, fd: int) -> None:
@@ -103,6 +107,15 @@ class Identity:
         except PermissionError:
             return
         raise RuntimeError("privileges were dropped, and could be had again")
+
+
+@contextmanager
+def _needing(capability: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot become {what}: {error.strerror}: root lacks the capability {capability}"
+        raise BootError(text) from error
 
 
 def _gain_no_privileges() -> None:

@@ -26,7 +26,7 @@ from .scoreboard import sealed_memory
 from .text import printable
 
 _STRETCH: Final = 1 << 20  # bytes; sparse: what is not written takes no memory
-_SLOTS: Final = 16  # whose stretches are in one file
+_SLOTS: Final = 16  # whose stretches are in one file, where there is /proc
 _PIECE: Final = 1 << 16
 _BLANK: Final = bytes(_PIECE)
 STACKS: Final = "prefork-stacks"
@@ -36,14 +36,16 @@ _LONGEST: Final = 64 * 1024  # bytes that are worth a log record
 class Reports:
     def __init__(self) -> None:
         self._files: dict[int, tuple[int, mmap.mmap]] = {}  # with a descriptor, by number
+        # Without /proc a file cannot be opened anew, and slots would share one offset.
+        self._slots = _SLOTS if os.path.exists("/proc/self/fd") else 1  # in one file
         self.stacks: int = sealed_memory(STACKS, _STRETCH)
 
     def make_room(self, slot: int) -> None:
         """Before the fork of a worker into this slot. Raises OSError: no descriptor is left."""
-        if slot // _SLOTS not in self._files:
-            fd = sealed_memory("prefork-reports", _SLOTS * _STRETCH)
+        if slot // self._slots not in self._files:
+            fd = sealed_memory("prefork-reports", self._slots * _STRETCH)
             try:
-                self._files[slot // _SLOTS] = fd, mmap.mmap(fd, 0)
+                self._files[slot // self._slots] = fd, mmap.mmap(fd, 0)
             except OSError:
                 os.close(fd)
                 raise
@@ -51,7 +53,7 @@ class Reports:
     def open_in_worker(self, slot: int) -> int:
         """A descriptor for this worker alone: it has an offset of its own, at its stretch."""
         file, _, start = self._place(slot)
-        fd = os.open(f"/proc/self/fd/{file}", os.O_WRONLY)
+        fd = os.dup(file) if self._slots == 1 else os.open(f"/proc/self/fd/{file}", os.O_WRONLY)
         os.lseek(fd, start, os.SEEK_SET)
         self._close()
         return fd
@@ -81,7 +83,7 @@ class Reports:
 
     def _place(self, slot: int) -> tuple[int, mmap.mmap, int]:
         """The descriptor of the file, the file, and where the stretch of this slot begins."""
-        return *self._files[slot // _SLOTS], slot % _SLOTS * _STRETCH
+        return *self._files[slot // self._slots], slot % self._slots * _STRETCH
 
     def _written(self, slot: int) -> Iterator[tuple[int, bytes]]:
         """The pieces of a stretch with something in them, and where each begins.

@@ -68,7 +68,6 @@ import fcntl
 import mmap
 import os
 import time
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK
 from typing import Final
 
 from .text import printable
@@ -78,6 +77,9 @@ _TEXT: Final = 64
 _ROW: Final = _WORDS * 8 + 2 * _TEXT + 1
 _MOST_ROWS: Final = 1 << 14  # of a memory that is read from outside
 _TRIES: Final = 3
+_MFD_CLOEXEC, _MFD_ALLOW_SEALING = 1, 2  # memfd_create(2)
+_F_ADD_SEALS: Final = 1033  # fcntl(2); a build of Python may be without these, too
+_SEALS: Final = 7  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW
 _NOTICE: Final = 4096  # bytes; a page, which takes no memory until it is written to
 
 DEADLINE: Final = 0
@@ -155,13 +157,30 @@ def sealed_memory(name: str, size: int) -> int:
     A worker that made it shorter would end every process that has it mapped, by SIGBUS. One
     that made it longer could fill all memory, which would stay taken after its death.
     """
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = memory_file(name)
     try:
         os.ftruncate(fd, size)
-        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
     except OSError:
         os.close(fd)
         raise
+    return fd
+
+
+def memory_file(name: str) -> int:
+    """The descriptor of a new, empty file in memory. Raises OSError."""
+    try:
+        if hasattr(os, "memfd_create"):
+            return os.memfd_create(name, _MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+        # A build of Python for C libraries before 2.27, as some of those of uv and conda are.
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd: int = libc.memfd_create(name.encode(), _MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    except OSError as error:
+        raise OSError(error.errno, f"memfd_create: {error.strerror}") from error
     return fd
 
 

@@ -18,6 +18,7 @@ from .listeners import (
     bind,
     distinct,
     listen,
+    new_socket,
     parse,
     parse_all,
     unix_address,
@@ -90,6 +91,8 @@ class _OwnServer(PreforkMixIn):
             self.proxy_protocol_from = proxy_protocol_from
         self._prefork_secure(ssl_context, certfile, keyfile, password)
         self.address_family = first.family
+        # The standard library makes its socket by itself, and would raise a bare OSError.
+        new_socket(first, socket.SocketKind(self.socket_type)).close()
         super().__init__(first.name, RequestHandlerClass, bind_and_activate, settings=settled)
 
     @property

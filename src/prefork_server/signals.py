@@ -210,16 +210,41 @@ def when_it_ends(pipe: int, signum: int) -> bool:
     """Have the kernel send us ``signum`` when the last writer of this pipe is gone, wherever we
     are then; whether that is so already. Nobody writes there, and we close ``pipe``.
 
-    It is opened anew, since who gets the signal belongs to the open description.
+    It is opened anew, since who gets the signal belongs to the open description. Without /proc a
+    thread waits for the end, and sends the signal when it gets its turn. After a change of user
+    it is to be asked for anew.
     """
-    fd = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK)
+    global _awaited
+    try:
+        fd = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        threading.Thread(target=_wait_for_end, args=(pipe, signum), daemon=True).start()
+        return False
     os.close(pipe)
+    _awaited = fd, signum
+    return ask_anew()
+
+
+_awaited: tuple[int, int] | None = None
+
+
+def ask_anew() -> bool:
+    """Ask for that signal again, as the present user; returns the same. In a user namespace, as a
+    rootless container has it, its root may not have the kernel signal another user."""
+    if _awaited is None:
+        return False
+    fd, signum = _awaited
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETSIG, int(signum))
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
     end = select.poll()
     end.register(fd, 0)  # POLLHUP is always told
     return bool(end.poll(0))
+
+
+def _wait_for_end(pipe: int, signum: int) -> None:
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signum)
 
 
 def make_room_for_signals() -> None:

@@ -17,6 +17,7 @@ from .listeners import parse
 from .logfiles import lent, logger_named
 from .mixin import PreforkMixIn
 from .preforker import Preforker
+from .scoreboard import memory_file
 
 if TYPE_CHECKING:
     from .aio import PreforkAsyncioServer
@@ -131,7 +132,7 @@ def _address(server: _Server) -> Any:
 def _log_noted(server: _Server) -> Iterator[None]:
     """What is raised within is noted what the master and all workers logged meanwhile."""
     logger = server.logger if isinstance(server, Preforker) else logger_named(None)
-    with open(os.memfd_create("log"), "w+", encoding="utf-8", errors="replace") as file:
+    with open(memory_file("log"), "w+", encoding="utf-8", errors="replace") as file:
         handler: logging.StreamHandler[Any] = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         try:

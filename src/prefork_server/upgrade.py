@@ -188,7 +188,9 @@ class Upgrade:
                 drop(ours.detach())
                 raise
         self._talk, self._pid, self._claim.lent = ours, pid, True
-        with suppress(OSError):  # an old kernel, or no descriptors left: a tick finds out, too
+        with suppress(
+            OSError, AttributeError
+        ):  # no such call, no descriptor: a tick finds out, too
             self._pidfd = keep_from_forks(os.pidfd_open(pid))
             self._inbox.watch(self._pidfd)
         self._board.set(0, SUCCESSOR, pid)
@@ -196,8 +198,13 @@ class Upgrade:
         self._killed = self._hears = False
 
     def _signal(self, signum: int) -> None:
-        with suppress(ProcessLookupError):  # it died first, and is not reaped yet
+        try:
             os.kill(self._pid, signum)
+        except ProcessLookupError:
+            pass  # it died first, and is not reaped yet
+        except OSError as error:  # it has become another user
+            message = "the successor pid=%d cannot be signalled: %s"
+            self._say(logging.ERROR, "not_signalled", None, message, self._pid, error.strerror)
 
     def _ended(self) -> str | None:
         try:

@@ -498,7 +498,7 @@ def test_who_only_stands_in_a_file_that_somebody_locks_is_not_signalled(
         assert (said.returncode, said.stderr) == (
             2,
             f"prefork-server: x.pid is held, but not by pid {stranger.pid}, "
-            "whose number is in it\n",
+            "whose number is in it: if the server runs in a container, ask inside it\n",
         )
         assert stranger.poll() is None
     finally:
@@ -506,14 +506,15 @@ def test_who_only_stands_in_a_file_that_somebody_locks_is_not_signalled(
         stranger.wait()
 
 
-@pytest.mark.parametrize("number", ["0", "1", "-5", "2147483648", "9" * 30, "four"])
+@pytest.mark.parametrize("number", ["0", "-5", "2147483648", "9" * 30, "four"])
 def test_a_number_that_is_no_pid_is_misuse(number: str, tmp_path: Path) -> None:
     with (tmp_path / "x.pid").open("w") as lock:
         write_lock(lock.fileno())
         print(number, file=lock, flush=True)
         said = asked(tmp_path, "stop", "x.pid")
     assert said.returncode == 2
-    assert said.stderr.startswith("prefork-server: x.pid is held, and its number is ")
+    first_line = f"x.pid is held, and names no process: its first line is {number[:20]!r}\n"
+    assert said.stderr == f"prefork-server: {first_line}"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")

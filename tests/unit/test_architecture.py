@@ -92,7 +92,7 @@ MAY_IMPORT = {
     "sizing": {"scoreboard", "settings", "plan"},
     "roster": {"scoreboard", "settings", "plan"},
     "pool": {"scoreboard", "settings", "plan", "backoff", "roster", "silence", "sizing"},
-    "pidfds": {"plan", "signals"},
+    "pidfds": {"journal", "plan", "signals"},
     # The last two for their types alone.
     "job": {"calls", "listeners", "privileges", "settings", "plan", "worker.master_handle"},
     "here": {"worker.master_handle"},  # for its type alone
@@ -121,7 +121,7 @@ MAY_IMPORT = {
     "proxy": {"vigil"},
     "mixin": set(MODULES | WORKER) - {"preforker", "servers", "__init__"},
     "servers": set(MODULES | WORKER) - {"preforker", "__init__"},
-    "testing": {"forks", "listeners", "logfiles", "preforker", "mixin", "aio"},
+    "testing": {"forks", "scoreboard", "listeners", "logfiles", "preforker", "mixin", "aio"},
     # See below: the houses for their types alone.
     "__init__": set(MODULES | WORKER) - {"testing", "__main__"} | {"http", "aio"},
     "__main__": {"cli"},
@@ -240,10 +240,10 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
         *("remote", "settings", "signals", "systemd", "options", "recipe", "target", "answer"),
     },
     "cli.program": {"errors", "job", "listeners", "mixin", "remote", "settings", "options", "text"},
-    "cli.holder": {"errors", "scoreboard", "stats", "options", "text", "lockfile"},
-    "cli.control": {"errors", "scoreboard", "options", "holder", "text"},
+    "cli.holder": {"errors", "pidfds", "scoreboard", "stats", "options", "text", "lockfile"},
+    "cli.control": {"errors", "pidfds", "scoreboard", "options", "holder", "text"},
     "cli.look": {
-        *("listeners", "reports", "signals", "stats", "status.table", "text"),
+        *("listeners", "pidfds", "reports", "signals", "stats", "status.table", "text"),
         *("options", "holder"),
         "settings",
     },
@@ -256,6 +256,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
         "program",
         "control",
         "look",
+        "forks",
         "logfiles",
         "output",
         "text",
@@ -313,12 +314,9 @@ MAY_CALL = {
     "os.fork": {"forks"},
     "fork": {"master", "daemon", "upgrade", "cli.serve"},
     "os.execve": {"upgrade"},
-    "os.kill": {"pidfds", "testing", "upgrade"},
+    "os.kill": {"cli.serve", "pidfds", "signals", "testing", "upgrade"},
     "os.killpg": set(),
-    "signal.pidfd_send_signal": {
-        *("pidfds", "testing"),
-        *("cli.control", "cli.holder", "cli.look", "cli.serve"),
-    },
+    "signal.pidfd_send_signal": {"pidfds", "testing"},
     "os.wait4": {"reaper"},
     "os.waitpid": {"daemon", "upgrade", "cli.serve"},
     "os._exit": {
@@ -328,14 +326,14 @@ MAY_CALL = {
     "sys.exit": set(),
     "time.time": {"http.handler", "http.access"},  # dates for people; durations are monotonic
     "datetime.now": set(),
-    "time.sleep": {"listeners", "paths", "pidfile"},  # before anything is forked
+    "time.sleep": {"cli.serve", "listeners", "paths", "pidfile"},  # before anything is forked
     "os.system": set(),
     "tempfile.mktemp": set(),
     "pickle.loads": set(),
     "marshal.loads": set(),
     "os.umask": {"privileges"},  # it is the whole process's, and there a worker's
     "os.setresuid": {"privileges"},
-    "threading.Thread": {"testing", "worker.threads"},
+    "threading.Thread": {"signals", "testing", "worker.threads"},
     "signal.signal": {"signals", "worker.heartbeat", "worker.process", "upgrade", "aio.life"},
 }
 

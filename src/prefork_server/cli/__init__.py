@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import BindError, BootError, ConfigError, PreforkError
+from ..forks import null
 from ..logfiles import fill_standard_descriptors
 from ..output import unhindered
 from ..text import one_record, printable
@@ -42,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read what we say has heard enough
         if options.verb == "run":
             raise  # the program's own
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the last flush would fail, too
+        os.dup2(null(), 1)  # else the last flush would fail, too
         return 1
     except KeyboardInterrupt:
         if options.verb == "run":

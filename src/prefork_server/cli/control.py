@@ -4,8 +4,6 @@ and says by its exit code whether it happened.
 Which server is meant is said by its pid file, and how far it is by its scoreboard.
 """
 
-import os
-import select
 import signal
 import sys
 import time
@@ -13,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..errors import PreforkError
+from ..pidfds import Process
 from ..scoreboard import (
     FAILED,
     FLOOR,
@@ -182,28 +181,28 @@ def _is_renewed(path: str, pid: int) -> bool:
 def _stop_holder(path: str, signum: int, end: float) -> tuple[int, int, bool]:
     """Its pid, that of its parent, which is the old master's of a successor, and whether it is
     gone."""
-    pidfd, pid = holder(path)
+    process = holder(path)
+    pid = process.pid
     parent = parent_of(pid)
     try:
         # Until it has handlers of its own, a signal is its end, and the file stays.
         if not wait(f"pid {pid} is only just starting", _REAPED, lambda: hears(pid, signum)):
             raise NotDone(f"pid {pid} does not hear {signal.Signals(signum).name}")
-        signal.pidfd_send_signal(pidfd, signum)
-        return pid, parent, _wait(pidfd, pid, end)
+        process.send(signum)
+        return pid, parent, _wait(process, end)
     except ProcessLookupError:
         return pid, parent, True  # it went by itself
     except PermissionError as error:
         raise Misuse(others(pid, path)) from error
     finally:
-        os.close(pidfd)
+        process.close()
 
 
-def _wait(pidfd: int, pid: int, end: float) -> bool:
-    watch = select.poll()
-    watch.register(pidfd, select.POLLIN)
+def _wait(process: Process, end: float) -> bool:
+    pid = process.pid
     terminal = sys.stderr.isatty()
     start = time.monotonic()
-    while not watch.poll(200):
+    while not process.ends_within(0.2):
         passed = time.monotonic() - start
         if time.monotonic() >= end:
             return False

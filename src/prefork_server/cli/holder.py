@@ -21,7 +21,8 @@ from itertools import islice
 
 from ..errors import PreforkError
 from ..lockfile import is_write_locked
-from ..scoreboard import NAME, PID, Scoreboard
+from ..pidfds import Process
+from ..scoreboard import NAME, PID, Scoreboard, memory_file
 from ..stats import Stats, read
 from ..text import printable
 from .options import Misuse
@@ -30,7 +31,8 @@ _MOST = 1 << 16  # descriptors of a process that are looked at; a master has one
 _SEVERAL = 100  # memories of one name
 _PATIENCE = 10.0  # seconds for all descriptors of a process
 _LONGEST = 1 << 20  # bytes of a file of /proc
-_FIXED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_F_GET_SEALS = 1034  # fcntl(2); a build of Python may be without these
+_FIXED = 6  # F_SEAL_SHRINK | F_SEAL_GROW
 
 
 class NotDone(PreforkError):
@@ -42,9 +44,12 @@ class Holder:
     """The process that holds the file, a descriptor of it, and one of its scoreboard."""
 
     path: str
-    pid: int
-    pidfd: int
+    process: Process
     board: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def word(self, field: int) -> int:
         """One of what the master says of the whole."""
@@ -61,9 +66,7 @@ class Holder:
             raise NotDone(f"pid {self.pid} has {error}") from error
 
     def is_gone(self) -> bool:
-        watch = select.poll()
-        watch.register(self.pidfd, select.POLLIN)
-        return bool(watch.poll(0))
+        return self.process.ends_within(0)
 
     def signal(self, signum: int) -> None:
         """Raises NotDone where nobody would hear it: most of these would then be its end."""
@@ -74,7 +77,7 @@ class Holder:
                 + (", or was started with nohup" if signum == signal.SIGHUP else "")
             )
         with suppress(ProcessLookupError):  # it went by itself: whoever waits will see
-            signal.pidfd_send_signal(self.pidfd, signum)
+            self.process.send(signum)
 
 
 @contextmanager
@@ -82,8 +85,9 @@ def held(path: str) -> Iterator[Holder]:
     """The holder of the file, with its scoreboard. Raises Misuse if that is no server of ours, or
     another user's."""
     with ExitStack() as closing:
-        pidfd, pid = holder(path)
-        closing.callback(os.close, pidfd)
+        process = holder(path)
+        closing.callback(process.close)
+        pid = process.pid
         try:
             board = _board_of(pid)
             closing.callback(os.close, board)
@@ -91,7 +95,7 @@ def held(path: str) -> Iterator[Holder]:
             raise Misuse(others(pid, path)) from error
         except OSError as error:
             raise Misuse(f"pid {pid}, which holds {path}: {error.strerror}") from error
-        yield Holder(path, pid, pidfd, board)
+        yield Holder(path, process, board)
 
 
 def others(pid: int, path: str) -> str:
@@ -120,7 +124,7 @@ def memories(pid: int, name: str) -> Iterator[list[tuple[int, int]]]:
     """Its memories of this name: a descriptor of ours, for reading only, and its own number.
     Raises OSError."""
     with ExitStack() as closing:
-        own = os.memfd_create("prefork-server")
+        own = memory_file("prefork-server")
         closing.callback(os.close, own)
         kernels = infos(f"/proc/self/fdinfo/{own}", b"mnt_id")
         found: list[tuple[int, int]] = []
@@ -151,7 +155,7 @@ def _memory(link: str, kernels: list[bytes]) -> int:
     finally:
         os.close(pin)
     try:
-        fixed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _FIXED == _FIXED
+        fixed = fcntl.fcntl(fd, _F_GET_SEALS) & _FIXED == _FIXED
     except OSError:
         fixed = False
     if fixed:
@@ -231,8 +235,8 @@ def wait(what: str, within: float | None, done: Callable[[], bool]) -> bool:
     return True
 
 
-def holder(path: str) -> tuple[int, int]:
-    """A descriptor of the process that holds the file, and its pid.
+def holder(path: str) -> Process:
+    """The process that holds the file; to be closed.
 
     The number says which process, and a write lock that it has on the file that it is so: only
     its owner can write there. The number is looked at again when we have hold of the process:
@@ -245,24 +249,27 @@ def holder(path: str) -> tuple[int, int]:
     try:
         pid = _number(path, fd)
         try:
-            pidfd = os.pidfd_open(pid)
+            process = Process(pid)
         except OSError as error:
             raise Misuse(f"{path} names pid {pid}: {error.strerror}") from error
         try:
             if not _holds(pid, fd):
                 if user_of(pid) < 0:  # it has ended, or /proc hides what is another user's
                     with suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(pidfd, 0)
-                raise Misuse(f"{path} is held, but not by pid {pid}, whose number is in it")
+                        process.send(0)
+                raise Misuse(
+                    f"{path} is held, but not by pid {pid}, whose number is in it: if the server "
+                    "runs in a container, ask inside it"
+                )
             if _number(path, fd) != pid:
                 raise Misuse(f"{path} has changed hands just now")
         except PermissionError as error:
-            os.close(pidfd)
+            process.close()
             raise Misuse(others(pid, path)) from error
         except Misuse:
-            os.close(pidfd)
+            process.close()
             raise
-        return pidfd, pid
+        return process
     finally:
         os.close(fd)
 
@@ -317,7 +324,7 @@ def _holds(pid: int, fd: int) -> bool:
 def _number(path: str, fd: int) -> int:
     if not is_write_locked(fd):
         raise Misuse(f"nobody holds {path}: the server does not run")
-    text = os.pread(fd, 20, 0).partition(b"\n")[0]
-    if not text.isdigit() or not 1 < int(text) < 1 << 31:
-        raise Misuse(f"{path} is held, and its number is {text!r}")
+    text = os.pread(fd, 20, 0).partition(b"\n")[0].decode("ascii", "replace")
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise Misuse(f"{path} is held, and names no process: its first line is {printable(text)!r}")
     return int(text)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import select
-import signal
 import socket
 import sys
 import threading
@@ -24,6 +23,7 @@ from itertools import islice
 from typing import Any
 
 from ..listeners import Address, parse
+from ..pidfds import Process
 from ..reports import STACKS, cleaned
 from ..settings import MAX_THREADS
 from ..signals import AGAIN, SHOW
@@ -173,8 +173,8 @@ class _Paper:
 def _shown(row: WorkerStats, server: Holder, paper: _Paper) -> str:
     """Ask one worker, and wait until it has said everything."""
     try:
-        pidfd = os.pidfd_open(row.pid)
-    except (OSError, OverflowError):
+        process = Process(row.pid)
+    except ProcessLookupError:
         raise NotDone("it is gone") from None
     try:
         # Looked at when we have hold of it. A program that changes the user may be a child, too.
@@ -185,7 +185,7 @@ def _shown(row: WorkerStats, server: Holder, paper: _Paper) -> str:
         if not hears(row.pid, SHOW):
             raise NotDone("it is only just starting")
         with paper.turn():
-            return _workers_own(_dump(row.pid, pidfd, paper))
+            return _workers_own(_dump(process, paper))
     except ProcessLookupError:
         raise NotDone("it is gone") from None
     except PermissionError:
@@ -193,18 +193,19 @@ def _shown(row: WorkerStats, server: Holder, paper: _Paper) -> str:
     except OSError as error:
         raise NotDone(f"it cannot be asked: {error.strerror}") from None
     finally:
-        os.close(pidfd)
+        process.close()
 
 
-def _dump(pid: int, pidfd: int, paper: _Paper) -> str:
+def _dump(process: Process, paper: _Paper) -> str:
+    pid = process.pid
     if paper.position > paper.size // 4 and hears(pid, AGAIN):
-        signal.pidfd_send_signal(pidfd, AGAIN)
+        process.send(AGAIN)
         wait("waiting for room", _REWIND, lambda: paper.position <= paper.size // 4)
     start = paper.position
     if start > paper.size // 2:
         raise NotDone("there is no room for its stacks until a worker runs Python code")
     deaf = _deaf(pid)
-    signal.pidfd_send_signal(pidfd, SHOW)
+    process.send(SHOW)
     end = time.monotonic() + _PATIENCE
     # The kernel blocks a signal in the thread that handles it, for as long as that takes.
     while SHOW in _pending(pid) or _deaf(pid) - deaf or paper.position == start:

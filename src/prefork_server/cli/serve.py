@@ -9,11 +9,11 @@ decides which sockets are bound. It costs one import more at the start.
 import faulthandler
 import logging
 import os
-import select
 import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import ConfigError, PreforkError
+from ..errors import BootError, ConfigError, PreforkError, refusals_told
 from ..forks import drop, fork, keep_from_forks
 from ..imports import load
 from ..inheritance import inheritance
@@ -37,7 +37,7 @@ from ..privileges import Identity, identity_of
 from ..remote import Remote
 from ..reports import cleaned, in_debugger
 from ..settings import Settings
-from ..signals import WHERE, all_blocked, when_it_ends
+from ..signals import WHERE, all_blocked, ask_anew, when_it_ends
 from ..systemd import OF_THE_SERVICE, handed_over
 from ..text import printable
 from ..worker.master_handle import MasterHandle
@@ -46,6 +46,7 @@ from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
 from .recipe import Recipe, recipe
 from .target import LoadError, Target, users_stack, users_traceback
 
+_TICK = 0.005  # seconds between two looks at the process that imports the target
 _SAYING_WHERE = 0.2  # seconds for a target that does not load to write down where it is
 _STACK = 1 << 16  # bytes of that
 
@@ -250,9 +251,13 @@ def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, An
             _load_modules(answer.OURS)
     flush_streams()  # what is in a buffer now would be written twice
     # No pipe: it may be full, and what the import has started may hold its other end.
-    paper = answer.new_paper()
+    with refusals_told():
+        paper = answer.new_paper()
     try:
-        status = _in_child(seconds, lambda life, mask: _answer(find, paper, identity, life, mask))
+        with refusals_told():
+            status = _in_child(
+                seconds, lambda life, mask: _answer(find, paper, identity, life, mask)
+            )
         told = answer.read(paper, _ending(status))
     except _Late as late:
         stack = cleaned(os.pread(paper, _STACK, 0).rstrip(b"\0"))
@@ -268,44 +273,49 @@ def _in_child(seconds: float, answer: Callable[[int, set[int]], NoReturn]) -> in
     ``answer`` is given a pipe that ends when we do, and the signal mask. Raises LoadError if
     it takes longer.
     """
-    pidfd = -1
+    child = 0
     life, lifeline = os.pipe()
     keep_from_forks(lifeline)
     try:
-        with all_blocked() as mask:  # a Ctrl-C in a function that runs at forks would be lost
-            child = fork()
-            if child == 0:
-                answer(life, mask)
-            with suppress(ProcessLookupError):  # where SIGCHLD is ignored the system reaps it
-                pidfd = os.pidfd_open(child)
-        if pidfd >= 0 and not _ends_within(pidfd, seconds):
-            signal.pidfd_send_signal(pidfd, WHERE)
-            _ends_within(pidfd, _SAYING_WHERE)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitpid(child, 0)
-            raise _Late(
-                f"the target was not loaded after {seconds:g}s (boot_timeout): does it start a "
-                "server, or wait for something, when it is imported?"
-            )
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    except ChildProcessError:
-        return None
-    except KeyboardInterrupt:
-        with suppress(OSError):  # there is none yet, or it is reaped already
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitpid(child, 0)
+        try:
+            with all_blocked() as mask:  # a Ctrl-C in a function that runs at forks would be lost
+                child = fork()
+                if child == 0:
+                    answer(life, mask)
+            ended, status = _ended_within(child, seconds)
+            if not ended:
+                with suppress(OSError):  # root without CAP_KILL
+                    os.kill(child, WHERE)
+                _ended_within(child, _SAYING_WHERE)
+                raise _Late(
+                    f"the target was not loaded after {seconds:g}s (boot_timeout): does it start a "
+                    "server, or wait for something, when it is imported?"
+                )
+            return status
+        finally:
+            os.close(life)
+            drop(lifeline)  # if it has not ended, the kernel kills it now, with or without CAP_KILL
+    except (_Late, KeyboardInterrupt):
+        if child:
+            with suppress(OSError):  # it is killed already, or root lacks CAP_KILL
+                os.kill(child, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(child, 0)
         raise
-    finally:
-        os.close(life)
-        drop(lifeline)
-        if pidfd >= 0:
-            os.close(pidfd)
 
 
-def _ends_within(pidfd: int, seconds: float) -> bool:
-    end = select.poll()
-    end.register(pidfd, select.POLLIN)
-    return bool(end.poll(seconds * 1000))
+def _ended_within(child: int, seconds: float) -> tuple[bool, int | None]:
+    """Whether it has ended, and its exit code, None if nobody knows."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            gone, status = os.waitpid(child, os.WNOHANG)
+        except ChildProcessError:  # where SIGCHLD is ignored the system reaps it
+            return True, None
+        if gone:
+            return True, os.waitstatus_to_exitcode(status)
+        time.sleep(_TICK)
+    return False, None
 
 
 def _answer(
@@ -323,14 +333,18 @@ def _answer(
         faulthandler.register(WHERE, paper, chain=False)
         for variable in OF_THE_SERVICE:  # as the workers, it is not to speak for the service
             os.environ.pop(variable, None)
-        if identity:  # it imports the program, as the workers do
-            identity.leave()
-            identity.assume()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
+            if identity:  # it imports the program, as the workers do
+                identity.leave()
+                identity.assume()
+                if ask_anew():
+                    os._exit(1)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             told = _told(find())
         except ConfigError as error:
             told = {"misuse": str(error)}
+        except BootError as error:
+            told = {"error": str(error)}
         except LoadError as error:
             told = {"error": str(error), "report": error.report}
         except Exception as error:  # user code: a class may object to being looked at

@@ -15,7 +15,16 @@ from ..job import Job, nothing
 from ..logfiles import logger_named
 from ..output import cover, flush_streams
 from ..reports import leave_report
-from ..signals import AGAIN, ORPHANED, SHOW, WHERE, Bell, make_room_for_signals, when_it_ends
+from ..signals import (
+    AGAIN,
+    ORPHANED,
+    SHOW,
+    WHERE,
+    Bell,
+    ask_anew,
+    make_room_for_signals,
+    when_it_ends,
+)
 from ..text import users_part
 from .accept_loop import AcceptLoop
 from .heartbeat import Heartbeat, Shared
@@ -79,6 +88,8 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
             if shared.prints:
                 shared.prints.print_here()
             job.identity.assume()
+            if ask_anew():
+                heartbeat.be_orphaned()
         job.hooks.after_fork(master)
         logger_named(job.logger)  # is heard, though the program may have configured logging
         cover()  # log handlers, too, that the program has made since the fork
