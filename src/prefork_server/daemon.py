@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from . import exits
 from .errors import BootError, PreforkError
 from .forks import drop, fork, keep_from_forks, null
 from .output import flush_streams
@@ -93,6 +94,7 @@ def _be_daemon(serve: Serve, launcher: socket.socket, mask: set[int]) -> NoRetur
 
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        exits.begin()
         keep_from_forks(launcher.fileno())
         nothing = null()
         for fd in (0, 1, 2):
@@ -109,9 +111,7 @@ def _be_daemon(serve: Serve, launcher: socket.socket, mask: set[int]) -> NoRetur
         text = printable(": ".join(filter(None, (name, str(error)))))
         say(text, one_record(f"{report}"))
     finally:
-        # The atexit handlers and the frames below are the launcher's.
-        flush_streams()
-        os._exit(status)
+        exits.end(status)  # the frames below are the launcher's
 
 
 def _say(launcher: socket.socket, *words: str) -> None:

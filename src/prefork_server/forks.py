@@ -22,14 +22,28 @@ forking: "threading.RLock" = threading.RLock()
 other thread forks in between."""
 
 
+_forker = 0  # the thread that is in ``fork()``
+
+
 def fork() -> int:
     """``os.fork()`` without its warning of threads (3.12): the master names them in its log."""
-    with warnings.catch_warnings():
+    global _forker
+    with forking, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+        _forker = threading.get_ident()
+        try:
+            pid = os.fork()
+        finally:
+            _forker = 0
     if pid == 0:
         _forget_children()
     return pid
+
+
+def is_own_fork() -> bool:
+    """In a function of ``os.register_at_fork``: whether ``fork`` made this one, and no other code,
+    a handler of the program for instance."""
+    return _forker == threading.get_ident()
 
 
 def _forget_children() -> None:

@@ -25,19 +25,23 @@ def nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """User code at four moments.
+    """User code at five moments.
 
     ``before_fork()`` in the master before each fork; ``after_fork(master)`` in the
     worker, before its work; ``ready(addresses)`` in the master when the first
     worker is ready; ``after_worker_exit(death)`` in the master after each end of
-    a worker. What they raise is logged and changes nothing, except that a worker
-    whose ``after_fork`` raises has failed to boot.
+    a worker; ``before_exit(master)`` in a worker that was ready, when its work is over, and
+    before the functions that were registered there with ``atexit``. All of that has
+    ``graceful_timeout``, and a worker that is killed runs none of it. What hooks raise is
+    logged and changes nothing, except that a worker whose ``after_fork`` raises has failed
+    to boot.
     """
 
     before_fork: Callable[[], object] = nothing
     after_fork: "Callable[[MasterHandle], object]" = nothing
     ready: Callable[[Sequence[str]], object] = nothing
     after_worker_exit: "Callable[[Death], object]" = nothing
+    before_exit: "Callable[[MasterHandle], object]" = nothing
 
     def __post_init__(self) -> None:
         for name, arguments in HOOKS.items():
@@ -49,6 +53,7 @@ HOOKS = {
     "after_fork": "master",
     "ready": "addresses",
     "after_worker_exit": "death",
+    "before_exit": "master",
 }
 """What each is called with."""
 

@@ -69,8 +69,8 @@ class PreforkMixIn(_Base):
     handshake is then made in the worker, right before the handler.
 
     A subclass may define hooks: ``before_fork()``, ``after_fork(master)``,
-    ``ready(addresses)``, ``after_worker_exit(death)``; see ``Hooks``. In a worker
-    ``server.master`` is the MasterHandle.
+    ``before_exit(master)``, ``ready(addresses)``, ``after_worker_exit(death)``; see ``Hooks``.
+    In a worker ``server.master`` is the MasterHandle.
     """
 
     settings: Settings = Settings()

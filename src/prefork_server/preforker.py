@@ -50,6 +50,7 @@ class Preforker:
         after_fork: Callable[[MasterHandle], object] = nothing,
         ready: Callable[[Sequence[str]], object] = nothing,
         after_worker_exit: Callable[[Death], object] = nothing,
+        before_exit: Callable[[MasterHandle], object] = nothing,
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
         check_call("work", work, "master", "a coroutine function is for run_asyncio()")
@@ -68,7 +69,7 @@ class Preforker:
             logger=logger_named(logger),
             remote=self._remote,
             work=work,
-            hooks=Hooks(before_fork, after_fork, ready, after_worker_exit),
+            hooks=Hooks(before_fork, after_fork, ready, after_worker_exit, before_exit),
             listening=self._listening,
         )
 

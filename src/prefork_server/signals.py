@@ -5,6 +5,7 @@ nothing. Only its number counts, so a burst of one signal is one, and
 no flood of others can push a QUIT out.
 """
 
+import faulthandler
 import fcntl
 import os
 import select
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
+
+from .forks import is_own_fork
 
 HEARD = (  # by the master
     signal.SIGHUP,
@@ -166,13 +169,13 @@ class Inbox:
             handlers[signal.SIGCHLD] = signal.SIG_DFL
         with handled(handlers):
             # A full pipe is harmless: it wakes, and the numbers are noted.
-            rope = signal.set_wakeup_fd(self.bell.rope, warn_on_full_buffer=False)
+            rope = take_wakeups(self.bell.rope)
             mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
             try:
                 yield
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                signal.set_wakeup_fd(rope)
+                take_wakeups(rope)
 
     def leave_to_master(self) -> None:
         """In a fork: an inherited epoll is the parent's, and is closed, never edited."""
@@ -187,13 +190,80 @@ class Inbox:
 @contextmanager
 def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
     """Have these handlers, and give the signals back as they were. On the main thread only."""
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    before = {signum: (signal.getsignal(signum), _taken.get(signum)) for signum in handlers}
+    for signum, handler in handlers.items():
+        take(signum, handler)
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            # None: it was set by C code, and Python cannot give it back.
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        for signum, (theirs, taken) in before.items():
+            _restore(signum, theirs)
+            _taken.pop(signum, None)
+            if taken:
+                _taken[signum] = taken
+
+
+def take(signum: int, handler: Handler) -> None:
+    """Have this handler, in this process and its workers: in every other fork, one that a handler
+    makes for instance, the signal does what it did before. On the main thread only."""
+    before, known = signal.signal(signum, handler), _taken.get(signum)
+    _taken[signum] = handler, known[1] if known and known[0] == before else before
+
+
+def take_wakeups(fd: int) -> int:
+    """``signal.set_wakeup_fd``, with the same promise; returns the descriptor of before."""
+    global _wakeups
+    before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    _wakeups = fd, _wakeups[1] if _wakeups[0] == before else before
+    return before
+
+
+def take_crashes(report: int, dumps: Mapping[int, int]) -> None:
+    """Have ``faulthandler`` write the stacks to ``report`` at a crash, and at each of the signals
+    of ``dumps`` to its descriptor; with the same promise."""
+    global _told_crashes
+    _told_crashes = faulthandler.is_enabled()
+    faulthandler.enable(report)
+    for signum, fd in dumps.items():
+        faulthandler.register(signum, fd, chain=False)
+        _dumps.add(signum)
+
+
+_taken: dict[int, tuple[Handler, Handler | None]] = {}  # our handler, and the one of before
+_wakeups = -1, -1  # our descriptor, and the one of before
+_told_crashes: bool | None = None  # whether faulthandler did, before it told us
+_dumps: set[int] = set()
+
+
+def _restore(signum: int, handler: Handler | None) -> None:
+    # None: it was set by C code, and Python cannot give it back.
+    signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+def _give_back() -> None:
+    """In a fork that is not ours: what the program has set itself since then stays."""
+    global _told_crashes, _wakeups
+    if is_own_fork():
+        return
+    for signum in _dumps:
+        faulthandler.unregister(signum)
+    for signum, (ours, before) in _taken.items():
+        if signal.getsignal(signum) == ours:
+            _restore(signum, before)
+    if _wakeups[0] >= 0:  # uvloop may have its own there by now, which is the worker's
+        with suppress(OSError, ValueError):  # the program has closed it
+            signal.set_wakeup_fd(_wakeups[1])
+    if _told_crashes is not None:
+        faulthandler.disable()
+        if _told_crashes:
+            with suppress(RuntimeError, AttributeError, OSError, ValueError):  # no stderr
+                faulthandler.enable()
+    _taken.clear()
+    _dumps.clear()
+    _told_crashes, _wakeups = None, (-1, -1)
+
+
+os.register_at_fork(after_in_child=_give_back)
 
 
 @contextmanager
@@ -245,6 +315,14 @@ def ask_anew() -> bool:
 def _wait_for_end(pipe: int, signum: int) -> None:
     os.read(pipe, 1)
     os.kill(os.getpid(), signum)
+
+
+def end_within(seconds: float) -> None:
+    """Have the kernel end this process then, wherever it hangs: the default action of SIGALRM needs
+    no Python to run."""
+    take(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def make_room_for_signals() -> None:

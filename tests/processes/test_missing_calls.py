@@ -286,7 +286,8 @@ def test_in_an_empty_root_directory_it_serves_supervises_and_reports(
     server = start(CHROOT.format(jail=str(jail), then=then, keywords="{}"), executed=True)
     server.ready()
     server.expect_error(
-        "ValueError", "Traceback", "of the handler", "silent for more", "killed by SIG"
+        *("handler failed", "ValueError", "Traceback", "of the handler"),
+        *("silent for more", "killed by SIG"),
     )
     assert int(server.ask(b"hello")) != server.pid
     assert server.ask(b"raise") == b""

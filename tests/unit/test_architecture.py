@@ -58,8 +58,9 @@ MAY_IMPORT = {
     "errors": set(),
     "calls": {"errors"},
     "text": set(),
+    "exits": {"output"},
     "scoreboard": {"text"},
-    "signals": set(),
+    "signals": {"forks"},
     "forks": set(),
     "output": {"forks", "signals"},
     "settings": {"errors"},
@@ -75,7 +76,7 @@ MAY_IMPORT = {
     "plan": {"scoreboard"},
     "logfiles": {"errors", "forks", "output", "settings", "text", "trusted"},
     "pidfile": {"errors", "forks", "inheritance", "lockfile", "settings", "trusted"},
-    "daemon": {"errors", "forks", "logfiles", "output", "signals", "text"},
+    "daemon": {"errors", "exits", "forks", "logfiles", "output", "signals", "text"},
     "origin": set(),
     "inheritance": {"errors", "forks", "origin"},
     "paths": {"lockfile"},
@@ -136,7 +137,7 @@ WORKER_MAY_IMPORT: dict[str, set[str]] = {
     "worker.threads": GROUND | EDGES | {"job", "settings", "accept_loop", "heartbeat"},
     "worker.process": GROUND
     | EDGES
-    | {"job", "here", "accept_loop", "heartbeat", "master_handle", "threads"},
+    | {"exits", "job", "here", "accept_loop", "heartbeat", "master_handle", "threads"},
 }
 
 # What speaks HTTP stands on the core, which does not know it. A bare name is a module of its own.
@@ -222,6 +223,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
             "imports",
             "privileges",
             "errors",
+            "exits",
             "forks",
             "worker.master_handle",
             "inheritance",
@@ -320,8 +322,8 @@ MAY_CALL = {
     "os.wait4": {"reaper"},
     "os.waitpid": {"daemon", "upgrade", "cli.serve"},
     "os._exit": {
-        *("master", "journal", "daemon", "upgrade", "cli.serve"),
-        *("aio.doors", "worker.heartbeat", "worker.process", "worker.threads"),
+        *("master", "journal", "exits", "daemon", "upgrade", "cli.serve"),
+        *("aio.doors", "worker.heartbeat", "worker.threads"),
     },
     "sys.exit": set(),
     "time.time": {"http.handler", "http.access"},  # dates for people; durations are monotonic
@@ -334,13 +336,14 @@ MAY_CALL = {
     "os.umask": {"privileges"},  # it is the whole process's, and there a worker's
     "os.setresuid": {"privileges"},
     "threading.Thread": {"signals", "testing", "worker.threads"},
-    "signal.signal": {"signals", "worker.heartbeat", "worker.process", "upgrade", "aio.life"},
+    "signal.signal": {"signals", "upgrade"},
 }
 
 # Wide excepts stand around user code, and each says so.
 WIDE = {
     "journal": {"say", "run_hook"},
-    "worker.process": {"_live"},
+    "worker.process": {"_live", "_say_goodbye"},
+    "exits": {"_run"},
     "worker.accept_loop": {"_serve", "_begin", "_resume"},
     "reception": {"_ask"},
     "mixin": {"_prefork_failed", "_prefork_report"},
@@ -360,7 +363,7 @@ WIDE = {
     "cli.recipe": {"make", "make_loop"},
     "cli.serve": {"_answer", "boot"},
     "cli.program": {"run"},
-    "aio.life": {"begin", "_live"},
+    "aio.life": {"begin", "_live", "_say_goodbye"},
     "aio.doors": {"_admit", "_visit"},
 }
 

@@ -10,7 +10,6 @@ import contextvars
 import faulthandler
 import inspect
 import os
-import signal
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from types import FrameType
@@ -19,7 +18,7 @@ from typing import Any
 from ..job import nothing
 from ..listeners import address_text
 from ..reports import leave_report
-from ..signals import WHERE, all_blocked
+from ..signals import WHERE, all_blocked, take
 from ..text import printable
 from ..worker.master_handle import MasterHandle
 from .handle import AsyncMasterHandle, at_home_in_loop
@@ -49,10 +48,12 @@ class Life:
         kind: LoopKind,
         after_fork: Callable[[AsyncMasterHandle], object],
         serve: "Callable[[AsyncMasterHandle, Life], Awaitable[object]]",
+        before_exit: Callable[[AsyncMasterHandle], object] = nothing,
     ) -> None:
         self._kind = kind
         self._after_fork = after_fork
         self._serve = serve
+        self._before_exit = before_exit
         self._raised: BaseException | None = None  # by what it lives for
         self._leave_at = 0.0  # of the loop's clock; 0: nobody wants it to go
         self.each_beat: Callable[[], object] = nothing
@@ -165,6 +166,8 @@ class Life:
         self.loop.call_later(max(0.0, self.left()) + self.graceful / 20, self.loop.stop)
         try:
             async with asyncio.timeout(self.left()) as limit:
+                if self._ready.done():
+                    await self._say_goodbye()
                 await master.exit_stack.aclose()
         except TimeoutError:
             if not limit.expired():
@@ -173,6 +176,15 @@ class Life:
         others = asyncio.all_tasks() - {self._task}
         await cancelled(others, self.left())
         await self.loop.shutdown_asyncgens()
+
+    async def _say_goodbye(self) -> None:
+        try:
+            leaving = self._before_exit(self._master)
+            if inspect.isawaitable(leaving):
+                await leaving
+        except Exception:  # user code
+            extra = self._extra("hook_failed")
+            self._master.logger.exception("before_exit failed", extra=extra)
 
     # What goes wrong
 
@@ -210,7 +222,7 @@ class Life:
         those of its tasks, if what it does is Python, or a sleep that a signal ends."""
         with all_blocked():  # in between the signal would mean death
             faulthandler.unregister(WHERE)
-            signal.signal(WHERE, self._tell_of_tasks)
+            take(WHERE, self._tell_of_tasks)
             faulthandler.register(WHERE, self._master.report, chain=True)
 
     def _tell_of_tasks(self, signum: int, frame: FrameType | None) -> None:

@@ -53,8 +53,8 @@ class PreforkAsyncioServer:
     handshake. ``client_timeout`` is not for coroutines, which say ``asyncio.timeout()``.
 
     Hooks are methods of a subclass, or keywords, and described in ``Hooks``; ``after_fork``
-    may be a coroutine function. A coroutine that stops the loop for ``timeout`` seconds costs
-    its worker the life, and all who are connected there their connections.
+    and ``before_exit`` may be coroutine functions. A coroutine that stops the loop for ``timeout``
+    seconds costs its worker the life, and all who are connected there their connections.
 
     Raises ConfigError and BindError.
     """
@@ -80,6 +80,7 @@ class PreforkAsyncioServer:
         after_fork: Callable[[AsyncMasterHandle], object] | None = None,
         ready: Callable[[Sequence[str]], object] | None = None,
         after_worker_exit: Callable[[Death], object] | None = None,
+        before_exit: Callable[[AsyncMasterHandle], object] | None = None,
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
         self.settings = settle(self.settings if settings is None else settings, keywords)
@@ -106,13 +107,14 @@ class PreforkAsyncioServer:
             "after_fork": after_fork,
             "ready": ready,
             "after_worker_exit": after_worker_exit,
+            "before_exit": before_exit,
         }
         self._hooks: dict[str, Callable[..., object]] = {
             name: hook or getattr(self, name, nothing) for name, hook in given.items()
         }
         for name, hook in self._hooks.items():
             cure = "a hook is a plain function; after_fork may be a coroutine function"
-            check_call(name, hook, HOOKS[name], cure, awaited=name == "after_fork")
+            check_call(name, hook, HOOKS[name], cure, awaited=HOOKS[name] == "master")
         self._logger = logger_named(logger)
         self._prefork_remote = Remote()
         shares = self._prefork_shares
@@ -213,7 +215,9 @@ class PreforkAsyncioServer:
         return self._logger
 
     def _prefork_life(self) -> Life:
-        return Life(self._kind, self._hooks["after_fork"], self._doors.serve)
+        return Life(
+            self._kind, self._hooks["after_fork"], self._doors.serve, self._hooks["before_exit"]
+        )
 
     def _launch(self) -> Launch:
         if any(listener.socket.fileno() < 0 for listener in self._listeners):

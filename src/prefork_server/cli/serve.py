@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import exits
 from ..errors import BootError, ConfigError, PreforkError, refusals_told
 from ..forks import drop, fork, keep_from_forks
 from ..imports import load
@@ -37,7 +38,7 @@ from ..privileges import Identity, identity_of
 from ..remote import Remote
 from ..reports import cleaned, in_debugger
 from ..settings import Settings
-from ..signals import WHERE, all_blocked, ask_anew, when_it_ends
+from ..signals import WHERE, all_blocked, ask_anew, end_within, when_it_ends
 from ..systemd import OF_THE_SERVICE, handed_over
 from ..text import printable
 from ..worker.master_handle import MasterHandle
@@ -256,7 +257,7 @@ def _ask_a_child(find: Callable[[], Recipe], settings: Settings) -> dict[str, An
     try:
         with refusals_told():
             status = _in_child(
-                seconds, lambda life, mask: _answer(find, paper, identity, life, mask)
+                seconds, lambda life, mask: _answer(find, paper, settings, identity, life, mask)
             )
         told = answer.read(paper, _ending(status))
     except _Late as late:
@@ -321,12 +322,14 @@ def _ended_within(child: int, seconds: float) -> tuple[bool, int | None]:
 def _answer(
     find: Callable[[], Recipe],
     paper: int,
+    settings: Settings,
     identity: Identity | None,
     life: int,
     mask: set[int],
 ) -> NoReturn:
     """In the child, which never comes back."""
     try:
+        exits.begin()
         # Wherever the import hangs, and whatever it blocks.
         if when_it_ends(life, signal.SIGKILL):
             os._exit(1)
@@ -352,8 +355,8 @@ def _answer(
             told = {"error": f"cannot tell what it is: {last}", "report": users_traceback(error)}
         answer.write(paper, told)
     finally:
-        flush_streams()
-        os._exit(0)
+        end_within(settings.graceful_timeout)
+        exits.end(0)
 
 
 def _ending(status: int | None) -> str:
@@ -379,6 +382,7 @@ class _Run:
     remote: Remote = field(default_factory=Remote)
     listeners: list[Listener] = field(default_factory=list)
     serve: Callable[[MasterHandle], object] = nothing
+    before_exit: Callable[[MasterHandle], object] = nothing  # of the server, in the worker
 
     def go(self, daemon: bool) -> None:
         _load_modules(self.told["modules"])
@@ -392,7 +396,11 @@ class _Run:
             logger=logger_named(None),
             remote=self.remote,
             work=self.work,
-            hooks=Hooks(after_fork=self.boot, after_worker_exit=self.count_out),
+            hooks=Hooks(
+                after_fork=self.boot,
+                after_worker_exit=self.count_out,
+                before_exit=self.leave,
+            ),
             listening=self.listening,
             renew=self.renew,
         )
@@ -452,6 +460,7 @@ class _Run:
             else:
                 server = made.make(self.listeners, self.settings, self.remote)
                 self.serve = server._prefork_work
+                self.before_exit = server._prefork_hook("before_exit")
                 server._prefork_hook("after_fork")(master)
         except BaseException as error:  # user code
             if master.inline or isinstance(error, SystemExit):
@@ -463,3 +472,6 @@ class _Run:
 
     def work(self, master: MasterHandle) -> None:
         self.serve(master)
+
+    def leave(self, master: MasterHandle) -> None:
+        self.before_exit(master)

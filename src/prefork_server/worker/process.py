@@ -4,16 +4,16 @@
 In here the master is a ``MasterHandle``, which user code calls ``master``.
 """
 
-import faulthandler
 import os
 import signal
 import traceback
 from typing import NoReturn
 
+from .. import exits
 from ..here import stand_here
 from ..job import Job, nothing
 from ..logfiles import logger_named
-from ..output import cover, flush_streams
+from ..output import cover
 from ..reports import leave_report
 from ..signals import (
     AGAIN,
@@ -23,6 +23,9 @@ from ..signals import (
     Bell,
     ask_anew,
     make_room_for_signals,
+    take,
+    take_crashes,
+    take_wakeups,
     when_it_ends,
 )
 from ..text import users_part
@@ -52,36 +55,36 @@ def become_worker(slot: int, job: Job, shared: Shared, mask: set[int]) -> NoRetu
     try:
         status = _live(slot, job, shared, mask)
     finally:
-        # Not sys.exit(): the atexit handlers and the frames below belong to the master.
-        os._exit(status)
+        # Not sys.exit(): the frames below, and most of the exit functions, are the master's.
+        exits.end(status)
 
 
 def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
+    exits.begin()
     report = shared.reports.open_in_worker(slot)
-    faulthandler.enable(report)
-    faulthandler.register(WHERE, report, chain=False)
-    faulthandler.register(SHOW, shared.reports.stacks, chain=False)
+    take_crashes(report, {WHERE: report, SHOW: shared.reports.stacks})
     make_room_for_signals()
     bell = Bell()
     heartbeat, loop = _heart(slot, job, shared, bell)
     master = MasterHandle(heartbeat, loop, shared.master_pid, report)
     stand_here(master)
     for signum in _NOT_FOR_WORKERS:
-        signal.signal(signum, nothing)
-    signal.signal(signal.SIGUSR1, heartbeat.call)  # a rotation
+        take(signum, nothing)
+    take(signal.SIGUSR1, heartbeat.call)  # a rotation
     # systemd sends it to all processes of a service, unless told otherwise.
     graceful = job.settings.term == "graceful"
-    signal.signal(signal.SIGTERM, heartbeat.go if graceful else signal.SIG_DFL)
-    signal.signal(signal.SIGQUIT, heartbeat.go)
-    signal.signal(ORPHANED, heartbeat.be_orphaned)
-    signal.signal(AGAIN, shared.reports.rewind)
-    signal.set_wakeup_fd(bell.rope, warn_on_full_buffer=False)
+    take(signal.SIGTERM, heartbeat.go if graceful else signal.SIG_DFL)
+    take(signal.SIGQUIT, heartbeat.go)
+    take(ORPHANED, heartbeat.be_orphaned)
+    take(AGAIN, shared.reports.rewind)
+    take_wakeups(bell.rope)
     heard = {signal.SIGQUIT, signal.SIGTERM, ORPHANED, WHERE, SHOW, AGAIN, *_NOT_FOR_WORKERS}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - heard)
     # The pipe of life: only the master holds its writing end.
     if when_it_ends(shared.life, ORPHANED):
         heartbeat.be_orphaned()
     shared.title.show_worker(job.name or f"worker {slot}")
+    is_ready = False
     try:
         if job.identity:
             job.identity.leave({listener.socket.fileno() for listener in job.listeners})
@@ -94,6 +97,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
         logger_named(job.logger)  # is heard, though the program may have configured logging
         cover()  # log handlers, too, that the program has made since the fork
         heartbeat.be_ready()
+        is_ready = True
         job.work(master)
         return 0
     except SystemExit as asked:
@@ -106,10 +110,11 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
         leave_report(report, "".join(traceback.format_exception(users_part(error))))
         return 1
     finally:
-        # A thread of the master may have held a stream's lock at the fork: then this hangs
-        # where no handler of a signal can run, and after the death of the master for ever.
+        # What follows may hang: code of the program, or a stream whose lock a thread of the master
+        # held at the fork, where no handler of a signal can run.
         heartbeat.end_in_time()
-        flush_streams()
+        if is_ready:
+            _say_goodbye(job, master)
 
 
 def _heart(slot: int, job: Job, shared: Shared, bell: Bell) -> tuple[Heartbeat, AcceptLoop | None]:
@@ -118,3 +123,12 @@ def _heart(slot: int, job: Job, shared: Shared, bell: Bell) -> tuple[Heartbeat, 
         return heartbeat, ThreadedLoop(job, shared.relay, heartbeat)
     alone = Heartbeat(slot, job, shared, bell)
     return alone, AcceptLoop(job, shared.relay, alone) if job.listeners else None
+
+
+def _say_goodbye(job: Job, master: MasterHandle) -> None:
+    try:
+        job.hooks.before_exit(master)
+    except BaseException:  # user code
+        extra = {"event": "hook_failed", "worker": master.slot, "pid": os.getpid()}
+        message = "worker=%d pid=%d before_exit failed"
+        master.logger.exception(message, master.slot, os.getpid(), extra=extra)
