@@ -49,7 +49,7 @@ class Credentials:
             password = self._refuse if self.password is None else self.password
             context.load_cert_chain(self.certfile, self.keyfile, password)
         except ssl.SSLError as error:
-            raise ConfigError(self._sentence(error)) from error
+            raise ConfigError(self._sentence(error)) from None
         except (OSError, ValueError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -111,6 +111,6 @@ def _check(setting: str, path: str, mark: bytes, what: str) -> None:
             raise ConfigError(f"{setting} must be a regular file, and {path} is none")
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ConfigError(f"{setting} {path}: {error.strerror}") from error
+        raise ConfigError(f"{setting} {path}: {error.strerror}") from None
     if b"-----BEGIN " not in content or mark not in content:
         raise ConfigError(f"{setting} must be a PEM file with a {what} in it, and {path} has none")

@@ -65,7 +65,7 @@ def _fork() -> int:
     try:
         return fork()
     except OSError as error:
-        raise BootError(f"cannot fork: {error.strerror}") from error
+        raise BootError(f"cannot fork: {error.strerror}") from None
 
 
 def _leave_terminal(serve: Serve, launcher: socket.socket, mask: set[int]) -> NoReturn:

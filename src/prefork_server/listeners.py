@@ -160,6 +160,27 @@ def distinct(addresses: Iterable[Address]) -> tuple[Address, ...]:
     return tuple(found)
 
 
+def check_status_address(status: str | None, addresses: Iterable[Address]) -> None:
+    """``addresses`` are those of the server, for streams. Raises ConfigError if the status page is
+    to be at one of them."""
+    where = None if status is None else parse(status)
+    for address in addresses:
+        if where and _overlap(where.name, address.name):
+            raise ConfigError(
+                f"status={status!r} is where the server itself listens, {address}: give the status "
+                "page an address of its own, with another port"
+            )
+
+
+def _overlap(one: tuple[str, int] | str, other: tuple[str, int] | str) -> bool:
+    """Whether a second of them could not be bound: the same, or one of them is all hosts."""
+    if isinstance(one, str) or isinstance(other, str) or one[1] != other[1] or not one[1]:
+        return one == other and one[1:] != (0,)
+    hosts = [{"localhost": "127.0.0.1", "": "0.0.0.0"}.get(host, host) for host, _ in (one, other)]  # noqa: S104
+    ipv4 = [":" not in host or host == "::" for host in hosts]
+    return hosts[0] == hosts[1] or "::" in hosts or ("0.0.0.0" in hosts and all(ipv4))  # noqa: S104
+
+
 class Listener:
     """One listening socket. ``path``: what to unlink when it is shut, if it is still ours.
 
@@ -197,7 +218,7 @@ class Listener:
             try:
                 give(self._path, self._identity, *ids)
             except OSError as reason:
-                raise BindError(self.address, reason) from reason
+                raise BindError(self.address, reason) from None
 
     @property
     def deserted(self) -> bool:
@@ -215,7 +236,7 @@ class Listener:
                 # All who know the socket have it by this number.
                 os.dup2(sock.fileno(), self.socket.fileno(), inheritable=False)
         except OSError as reason:
-            raise _refused(f"unix:{self._path}", reason) from reason
+            raise _refused(f"unix:{self._path}", reason) from None
         self._identity = identity(self._path)
         self.serve()
         return True
@@ -366,7 +387,7 @@ def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Listener(sock, key=key)
     except OSError as reason:
-        raise _refused(str(address), reason) from reason
+        raise _refused(str(address), reason) from None  # it has the reason, and the sentence
 
 
 def _refused(address: str, reason: OSError) -> BindError:
@@ -380,9 +401,13 @@ def _while_in_use(step: Callable[[], None], address: Address) -> None:
         except OSError as reason:
             if reason.errno != errno.EADDRINUSE or not left:
                 raise
-            logging.getLogger("prefork_server").warning(
-                "%s is in use, trying again in %ss", address, _PAUSE, extra={"event": "in_use"}
-            )
+            if left == _TRIES - 1:
+                logging.getLogger("prefork_server").warning(
+                    "%s is in use, trying for %gs",
+                    address,
+                    _PAUSE * left,
+                    extra={"event": "in_use"},
+                )
             time.sleep(_PAUSE)
         else:
             return

@@ -460,7 +460,7 @@ def open_appending(path: FilePath, setting: str, owners: Collection[int] = ()) -
     except OverflowError:  # no number of a descriptor
         raise ConfigError(f"{setting} {path}: Bad file descriptor") from None
     except OSError as error:
-        raise ConfigError(f"{setting} {path}: {error.strerror}") from error
+        raise ConfigError(f"{setting} {path}: {error.strerror}") from None
 
 
 def _checked(path: str, flags: int, owners: Collection[int], device: bool = True) -> int:
@@ -492,7 +492,7 @@ def give_away(
         if stat.S_ISREG(os.fstat(fd).st_mode):
             give(fd)
     except OSError as error:
-        raise ConfigError(f"{setting} {path}: {error.strerror}") from error
+        raise ConfigError(f"{setting} {path}: {error.strerror}") from None
     finally:
         os.close(fd)
 

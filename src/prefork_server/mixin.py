@@ -17,7 +17,16 @@ from .imports import load
 from .inheritance import as_heir
 from .job import HOOKS, Hooks, nothing
 from .launch import Launch
-from .listeners import BACKLOG, Listener, address_text, adopt, is_deaf, key_of
+from .listeners import (
+    BACKLOG,
+    Address,
+    Listener,
+    address_text,
+    adopt,
+    check_status_address,
+    is_deaf,
+    key_of,
+)
 from .logfiles import fill_standard_descriptors, logger_named
 from .lost import tell_of_lost_state
 from .reception import Reception, is_tls
@@ -164,6 +173,10 @@ class PreforkMixIn(_Base):
         settings = self._prefork_settled()
         check_threads(type(self), settings)
         check_handler(type(self), self.RequestHandlerClass)
+        if self.socket.fileno() >= 0 and self.socket_type == socket.SOCK_STREAM:
+            bound = self.socket.getsockname()
+            bound = bound[:2] if isinstance(bound, tuple) else bound
+            check_status_address(settings.status, [Address(self.socket.family, bound)])
         name = settings.app_name or type(self).__name__
         return Launch(
             settings=settings,

@@ -115,7 +115,7 @@ def _locked(path: str) -> int:
     except BlockingIOError:
         raise _running(path) from None
     except OSError as error:
-        raise ConfigError(f"pid_path {path}: cannot lock it: {error.strerror}") from error
+        raise ConfigError(f"pid_path {path}: cannot lock it: {error.strerror}") from None
 
 
 def _written(path: str) -> int:
@@ -132,7 +132,7 @@ def _written(path: str) -> int:
             os.close(fd)
             raise
     except OSError as error:
-        raise ConfigError(f"pid_path {path}: {error.strerror}") from error
+        raise ConfigError(f"pid_path {path}: {error.strerror}") from None
     return fd
 
 
@@ -158,7 +158,7 @@ def _write(path: str, fd: int) -> None:
         os.pwrite(fd, line, 0)
         os.ftruncate(fd, len(line))
     except OSError as error:  # a full disk
-        raise ConfigError(f"pid_path {path}: {error.strerror}") from error
+        raise ConfigError(f"pid_path {path}: {error.strerror}") from None
 
 
 def _running(path: str) -> BootError:

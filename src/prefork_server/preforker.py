@@ -10,7 +10,7 @@ from .errors import ConfigError
 from .imports import load
 from .job import Hooks, nothing
 from .launch import Launch
-from .listeners import Addresses, Listener, listen, parse_all
+from .listeners import Addresses, Listener, check_status_address, listen, parse_all
 from .logfiles import logger_named
 from .plan import Death
 from .remote import Remote
@@ -62,6 +62,7 @@ class Preforker:
         name = settled.app_name or "preforker"
         self.settings: Settings = settle(settled, {}, pid_path=file_name(name, ".pid"))
         self._addresses = () if listen is None else parse_all(listen)
+        check_status_address(settled.status, self._addresses)
         self._remote = Remote()
         self._launch = Launch(
             settings=self.settings,

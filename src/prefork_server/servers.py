@@ -16,6 +16,7 @@ from .listeners import (
     Listener,
     address_text,
     bind,
+    check_status_address,
     distinct,
     listen,
     new_socket,
@@ -87,6 +88,8 @@ class _OwnServer(PreforkMixIn):
         check_handler(type(self), RequestHandlerClass)
         first = self._prefork_addresses[0]
         settled = settle(self.settings if settings is None else settings, keywords)
+        if self.socket_type == socket.SOCK_STREAM:
+            check_status_address(settled.status, self._prefork_addresses)
         if proxy_protocol_from is not None:
             self.proxy_protocol_from = proxy_protocol_from
         self._prefork_secure(ssl_context, certfile, keyfile, password)

@@ -307,7 +307,7 @@ def absolute(setting: str, path: FilePath) -> str:
     try:
         return os.path.abspath(path)
     except OSError as error:  # the working directory was removed
-        raise ConfigError(f"{setting} {path}: no working directory: {error.strerror}") from error
+        raise ConfigError(f"{setting} {path}: no working directory: {error.strerror}") from None
 
 
 def file_name(app_name: str, suffix: str) -> str:

@@ -106,7 +106,7 @@ def handed_over(environ: MutableMapping[str, str] = os.environ) -> dict[int, str
         try:
             is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
         except OSError as error:
-            raise ConfigError(f"LISTEN_FDS is {count}, but {fd}: {error.strerror}") from error
+            raise ConfigError(f"LISTEN_FDS is {count}, but {fd}: {error.strerror}") from None
         if not is_socket:
             raise ConfigError(f"LISTEN_FDS is {count}, but descriptor {fd} is not a socket")
         os.set_inheritable(fd, False)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 
 import pytest
 
@@ -171,3 +172,14 @@ def test_a_term_to_the_whole_group_with_a_status_page_is_no_error(
         os.killpg(server.pid, signal.SIGTERM)
         assert server.wait() == 0
         assert not server.count("ERROR|WARNING")
+
+
+def test_a_port_in_use_is_told_in_one_line_and_one_traceback(start: Starter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        server = start(f"serve(Echo, address='127.0.0.1:{port}', workers=1)")
+        server.expect_error("Traceback")
+        assert server.wait() == 1
+    assert server.count("is in use, trying for 2s") == 1
+    assert server.count("Traceback") == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in server.lines[-1]

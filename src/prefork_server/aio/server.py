@@ -15,7 +15,15 @@ from ..errors import BootError, ConfigError
 from ..job import HOOKS, Hooks, nothing
 from ..journal import Journal
 from ..launch import Launch
-from ..listeners import Address, Addresses, Listener, address_text, listen, parse_all
+from ..listeners import (
+    Address,
+    Addresses,
+    Listener,
+    address_text,
+    check_status_address,
+    listen,
+    parse_all,
+)
 from ..logfiles import fill_standard_descriptors, logger_named
 from ..plan import Death
 from ..preforker import Preforker
@@ -129,6 +137,7 @@ class PreforkAsyncioServer:
             self._shares,
         )
         if self._prefork_inherited is None:
+            check_status_address(self.settings.status, _parsed(addresses)[0])
             self._listeners = _bound(addresses, protocol_factory is not None and not ssl_context)
         else:
             self._listeners = list(self._prefork_inherited)

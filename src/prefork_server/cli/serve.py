@@ -29,7 +29,16 @@ from ..inheritance import inheritance
 from ..job import Hooks, nothing
 from ..journal import Journal
 from ..launch import Launch
-from ..listeners import BACKLOG, Address, Listener, distinct, is_deaf, listen, parse
+from ..listeners import (
+    BACKLOG,
+    Address,
+    Listener,
+    check_status_address,
+    distinct,
+    is_deaf,
+    listen,
+    parse,
+)
 from ..logfiles import logger_named
 from ..origin import directory
 from ..output import flush_streams, unhindered
@@ -165,6 +174,8 @@ def serve(options: Options) -> None:
     for bind in found:
         if bind.address is None and bind.udp != told["datagram"]:
             raise Misuse(f"{bind.text} is no socket for {told['words']}")
+    if not told["datagram"]:
+        check_status_address(settings.status, [each.address for each in found if each.address])
     if told["kind"] in ("asyncio", "protocol") and "uvloop" not in told["modules"]:
         keywords["loop"] = "asyncio"  # so that no worker looks for uvloop again
     run = _Run(target, find, here, told, found, settings, keywords)

@@ -114,7 +114,7 @@ class _Server(PreforkHTTPServer):
 def serve(master: MasterHandle, settings: Settings, app_name: str, listener: Listener) -> None:
     """In the service: until it is told to go."""
     address = parse(str(settings.status))
-    alone = replace(settings, threads=1)
+    alone = replace(settings, threads=1, status=None)
     server = _Server(str(settings.status), _Handler, False, settings=alone)
     server.socket.close()
     server.socket = listener.socket
