@@ -549,7 +549,7 @@ def test_two_arguments_are_a_wsgi_application(value: Any) -> None:
         (coroutine, r"is a coroutine function: .* takes \(reader, writer\), .* run_asyncio\(\)"),
         (anything, r"app:thing\(\*args: Any\).* may be a work function or a WSGI application"),
         (either, "say which by --as"),
-        (nothing, r"nothing that can be served.*; a factory is called by module:factory\(\)"),
+        (nothing, r"nothing that can be served.*; if it is a factory, write app:thing\(\)"),
         (three, "nothing that can be served"),
         (OneArgument, "nothing that can be served"),
         (None, "is of type NoneType, and cannot be served"),

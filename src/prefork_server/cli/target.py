@@ -233,16 +233,18 @@ class Thing:
         if isinstance(value, type):  # whose objects are iterables of the body
             del counts["work"]
         kinds = [kind for kind, count in counts.items() if takes(signature, count)]
-        if len(kinds) == 1:
+        factory = takes(signature, 0)  # create_app(config=None) would pass for a work function
+        if len(kinds) == 1 and not factory:
             return kinds[0]
         if kinds:
-            raise Misuse(f"{name}{signature} may be {KINDS['work']} or {KINDS['wsgi']}: "
-                         "say which by --as")  # fmt: skip
+            words = " or ".join(KINDS[kind] for kind in kinds)
+            cure = f", or write {name}() if it is a factory" if factory else ""
+            raise Misuse(f"{name}{signature} may be {words}: say which by --as{cure}")
         raise Misuse(
             f"{name}{signature} is nothing that can be served: a work function takes (master), "
             "a WSGI application (environ, start_response), and an asyncio callback is an async "
             "def that takes (reader, writer)"
-            + ("; a factory is called by module:factory()" if takes(signature, 0) else "")
+            + (f"; if it is a factory, write {name}()" if factory else "")
         )
 
 
