@@ -123,6 +123,8 @@ def test_short_options_are_those_of_other_servers() -> None:
         (["run"], "which program?"),
         (["run", "-w", "2"], "which program?"),
         (["serv", "a:b"], "invalid choice: 'serv'"),
+        (["shop.py"], "did you mean prefork-server run shop.py"),
+        (["shop.web:app", "-w", "2"], "did you mean prefork-server serve shop.web:app"),
         ([], "VERB"),
         (["serve", "a:b", "-w", "two"], "it takes a whole number, not 'two'"),
         (["serve", "a:b", "-t", "5s"], "it takes a number of seconds, or none, not '5s'"),

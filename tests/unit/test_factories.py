@@ -36,5 +36,5 @@ def test_what_is_said_by_as_is_believed() -> None:
 
 def test_what_needs_its_arguments_is_what_takes_them() -> None:
     assert Thing(application, "shop:app").recognise(None) == "wsgi"
-    with pytest.raises(Misuse, match="a work function or a WSGI application: say which by --as$"):
+    with pytest.raises(Misuse, match=r"a work function or a WSGI application: say which by --as$"):
         Thing(work, "shop:work").recognise(None)

@@ -313,6 +313,9 @@ def parse(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> Opti
     """Exits with a sentence and code 2 for words that mean nothing."""
     parser, verbs = parsers()
     rest: Sequence[str] = ()
+    if words and words[0][:1] not in ("-", "@") and (":" in words[0] or words[0].endswith(".py")):
+        verb_of = "serve" if ":" in words[0] else "run"
+        parser.error(f"a verb comes first: did you mean {PROG} {verb_of} {words[0]}?")
     if words[:1] == ["run"]:
         words, rest = _split(words, verbs["run"])
     try:

@@ -76,7 +76,10 @@ def _found(words: Sequence[str]) -> tuple[ModuleType, CodeType]:
         with open(path, "rb") as file:
             text = file.read()
     except OSError as error:
-        _leave(f"can't open file {path!r}: {error.strerror}", 2)
+        hint = ""
+        if ":" in path and os.path.exists(path.partition(":")[0]):
+            hint = f": did you mean {PROG} serve {path}?"
+        _leave(f"can't open file {path!r}: {error.strerror}{hint}", 2)
     path = os.path.abspath(path)
     program = _module(path)
     vars(program).update(

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from ..calls import takes
@@ -91,7 +91,11 @@ class Target:
             module = self._import()
             name = self.thing or next(filter(lambda n: hasattr(module, n), _USUAL), "")
             if not name:
-                raise LoadError(f"{self} names no thing, and has neither application nor app")
+                own = [n for n, v in vars(module).items() if _may_be_meant(v, module.__name__)]
+                hint = (
+                    f": did you mean {' or '.join(f'{self}:{n}' for n in own[:3])}?" if own else ""
+                )
+                raise LoadError(f"{self} names no thing, and has neither application nor app{hint}")
             thing = module
             for part in name.split("."):
                 thing = _attribute(self, thing, part)
@@ -109,6 +113,10 @@ class Target:
                     f"python or by {PROG} run"
                 ) from error
             last = traceback.format_exception_only(error)[-1].strip()
+            parent, _, last_part = self.module.rpartition(".")
+            missing = isinstance(error, ModuleNotFoundError) and not self.thing
+            if missing and hasattr(sys.modules.get(parent), last_part):
+                last += f": did you mean {parent}:{last_part}?"
             where = "" if self.is_file else f" (looked in {os.getcwd()} and on sys.path)"
             gone = isinstance(error, ModuleNotFoundError) and self.module.startswith(
                 error.name or "?"
@@ -168,6 +176,11 @@ def users_traceback(error: BaseException) -> str:
     reached = any(each.stack for each in trimmed)
     lines = told.format() if reached else told.format_exception_only()
     return "".join(lines).rstrip()
+
+
+def _may_be_meant(value: Any, module: str) -> bool:
+    """Whether it is a class or a function of this module."""
+    return isinstance(value, type | FunctionType) and value.__module__ == module
 
 
 def users_stack(stack: str) -> str:
