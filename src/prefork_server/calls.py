@@ -7,10 +7,12 @@ for ever, while the server says that it is ready.
 import inspect
 import socketserver
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any, Final
 
 from .errors import ConfigError
 
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _CALLERS: Final = ("http", "socketserver", __package__)
 
 
@@ -50,6 +52,7 @@ def check_handler(server: type[Any], handler: Any) -> None:
             raise ConfigError(
                 f"{handler.__name__} is a {other.__name__}, and {server.__name__} has {has}"
             )
+        _check_names(handler)
         for name in dir(handler) if _is_called_by_us(handler) else ["handle"]:
             if (name == "handle" or name.startswith("do_")) and is_async(getattr(handler, name)):
                 raise ConfigError(
@@ -63,6 +66,20 @@ def check_handler(server: type[Any], handler: Any) -> None:
         "give a subclass of socketserver.BaseRequestHandler; a WSGI application is for "
         "PreforkWSGIServer, a coroutine function for PreforkAsyncioServer",
     )
+
+
+def _check_names(handler: type[Any]) -> None:
+    """A misspelt ``handle()`` or ``do_GET()`` would never be called, and each client would have
+    nothing or a 501. Raises ConfigError."""
+    plain = socketserver.StreamRequestHandler
+    if handler.handle is plain.handle:
+        own = [name for name in dir(handler) if not hasattr(plain, name)]
+        for name in get_close_matches("handle", own, n=1, cutoff=0.8):
+            raise ConfigError(f"{handler.__name__} has no handle(): did you mean that by {name}()?")
+    for method in _METHODS:
+        name, its = f"do_{method.lower()}", f"do_{method}"
+        if hasattr(handler, name) and not hasattr(handler, its) and _is_called_by_us(handler):
+            raise ConfigError(f"{handler.__name__}.{name} would not be called: write {its}")
 
 
 def _is_called_by_us(handler: type[Any]) -> bool:

@@ -26,6 +26,16 @@ class AsyncEcho(socketserver.StreamRequestHandler):
         pass
 
 
+class Misspelt(socketserver.StreamRequestHandler):
+    def handler(self) -> None:
+        pass
+
+
+class SmallPages(HTTPRequestHandler):
+    def do_post(self) -> None:
+        pass
+
+
 class Unmakeable(socketserver.StreamRequestHandler):
     def __init__(self) -> None:
         pass
@@ -99,6 +109,8 @@ def server(kind: Any, thing: Any) -> Callable[[], object]:
         (server(PreforkTCPServer, lambda: Echo), r"<lambda> takes \(\)"),
         (server(PreforkTCPServer, None), "None cannot be called"),
         (server(PreforkTCPServer, coroutine), "coroutine is async"),
+        (server(PreforkTCPServer, Misspelt), r"no handle\(\): did you mean that by handler\(\)"),
+        (server(PreforkHTTPServer, SmallPages), "do_post would not be called: write do_POST"),
         (server(PreforkTCPServer, Unmakeable), r"Unmakeable takes \(\)"),
         (server(PreforkTCPServer, AsyncEcho), "AsyncEcho.handle is async"),
         (server(PreforkHTTPServer, two_arguments), "WSGI application is for PreforkWSGIServer"),
