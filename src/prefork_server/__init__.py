@@ -44,6 +44,10 @@ if sys.implementation.name == "pypy":
     )
 
 from . import origin as _origin  # noqa: E402 - before the program changes anything
+from . import patches as _patches  # noqa: E402
+
+if _patches.patched():  # modules that are loaded now would fail, by an AttributeError
+    raise ImportError(_patches.patched())
 
 if _origin.VARIABLE in _origin.ENVIRONMENT:  # before it starts anything
     from . import inheritance as inheritance
@@ -103,6 +107,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _patches.patched():
+        raise ImportError(_patches.patched())
     from importlib import import_module
 
     value: object = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)

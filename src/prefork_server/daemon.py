@@ -36,6 +36,7 @@ def daemonize(serve: Serve) -> tuple[int, list[str]]:
     flush_streams()  # what is in a buffer now would be written twice
     # No pipe: where SIGPIPE has its default action, a launcher that is gone would be fatal.
     ours, theirs = socket.socketpair()
+    ours.setblocking(True)  # whatever socket.setdefaulttimeout() says, as for each socket of ours
     with ours:
         # A handler of the program's that raised between fork and try would have the child
         # come back into the caller's code.

@@ -55,10 +55,10 @@ def rows_by_netlink(family: int, port: int) -> Iterator[bytes]:
     wanted = _ASKED.pack(family, socket.IPPROTO_TCP, 1 << _SYN_RECV, port.to_bytes(2, "big"))
     size = 4 if family == socket.AF_INET else 16
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as talk:
+        talk.setblocking(False)  # the kernel makes the rows while they are read
         talk.send(_HEADER.pack(_HEADER.size + len(wanted), _BY_FAMILY, _DUMP, 1, 0) + wanted)
         while True:
-            # The kernel makes the rows while they are read: there is nothing to wait for.
-            data = talk.recv(1 << 16, socket.MSG_DONTWAIT)
+            data = talk.recv(1 << 16)
             while data:
                 length, kind = _HEADER.unpack_from(data)[:2]
                 if kind == _ERROR:

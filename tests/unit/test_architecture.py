@@ -78,6 +78,7 @@ MAY_IMPORT = {
     "pidfile": {"errors", "forks", "inheritance", "lockfile", "settings", "trusted"},
     "daemon": {"errors", "exits", "forks", "logfiles", "output", "signals", "text"},
     "origin": set(),
+    "patches": set(),
     "inheritance": {"errors", "forks", "origin"},
     "paths": {"lockfile"},
     "listeners": {"errors", "forks", "inheritance", "paths", "text"},
@@ -134,7 +135,7 @@ WORKER_MAY_IMPORT: dict[str, set[str]] = {
     "worker.heartbeat": GROUND | EDGES | {"job", "stats"},
     "worker.accept_loop": GROUND | EDGES | {"job", "heartbeat"},
     "worker.master_handle": {"connection", "stats", "accept_loop", "heartbeat"},
-    "worker.threads": GROUND | EDGES | {"job", "settings", "accept_loop", "heartbeat"},
+    "worker.threads": GROUND | EDGES | {"job", "patches", "settings", "accept_loop", "heartbeat"},
     "worker.process": GROUND
     | EDGES
     | {"exits", "job", "here", "accept_loop", "heartbeat", "master_handle", "threads"},
@@ -234,6 +235,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
             "logfiles",
             "origin",
             "output",
+            "patches",
             "plan",
             "reports",
             "text",

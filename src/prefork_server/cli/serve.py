@@ -42,6 +42,7 @@ from ..listeners import (
 from ..logfiles import logger_named
 from ..origin import directory
 from ..output import flush_streams, unhindered
+from ..patches import patched
 from ..plan import Death
 from ..privileges import Identity, identity_of
 from ..remote import Remote
@@ -160,7 +161,10 @@ def serve(options: Options) -> None:
         with suppress(OSError):  # not there any more, or not for the workers' user
             os.chdir(place)  # by its name: a link may lead to the next release by now
         sys.path[:] = path
-        made = recipe(target.load(), values["kind"], udp, keywords)
+        thing = target.load()
+        if patched():
+            raise Misuse(patched())
+        made = recipe(thing, values["kind"], udp, keywords)
         made.check(options.settings(**made.said))
         return made
 

@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..job import Job, nothing
 from ..listeners import address_text
+from ..patches import patched
 from ..reports import in_debugger, innermost_first
 from ..scoreboard import DEADLINE, NEVER, SECOND
 from ..settings import Settings
@@ -40,7 +41,10 @@ WORKS = "a work function does by itself what it does"
 
 def check_threads(server: Any, settings: Settings) -> None:
     """Raises ConfigError where we cannot serve in threads: ``server`` is a class that has a way
-    of its own, or in words something whose handlers are not ours to call."""
+    of its own, or in words something whose handlers are not ours to call; and where threads, and
+    more, are not Python's own."""
+    if patched():
+        raise ConfigError(patched())
     why = server
     if isinstance(server, type):
         way = getattr(server, "process_request", None)
