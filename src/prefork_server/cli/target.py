@@ -186,7 +186,8 @@ def _may_be_meant(value: Any, module: str) -> bool:
 def users_stack(stack: str) -> str:
     """What faulthandler has written of a process that loads a target: the frames of that."""
     lines = stack.splitlines()
-    return "\n".join(itertools.takewhile(lambda line: f'File "{_OURS}' not in line, lines))
+    before_ours = itertools.takewhile(lambda line: f'File "{_OURS}' not in line, lines)
+    return "\n".join(line for line in before_ours if "importlib" not in line)
 
 
 @dataclass(frozen=True)
