@@ -8,8 +8,6 @@ import pytest
 
 from tests.conftest import Server, Starter
 
-pytestmark = pytest.mark.processes
-
 LEAVES = """
     class Leaves(socketserver.StreamRequestHandler):
         def handle(self):
