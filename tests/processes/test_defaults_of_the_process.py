@@ -12,7 +12,7 @@ from tests.conftest import PATIENCE, Starter, eventually, read_all, unmeasured
 from tests.test_systemd import Init
 from tests.test_upgrade import stopped, upgraded
 
-pytestmark = [pytest.mark.processes, pytest.mark.executed]
+pytestmark = pytest.mark.executed
 
 SECONDS = 0.05  # the default timeout; each wait below is longer
 TIMEOUT = f"""

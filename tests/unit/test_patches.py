@@ -3,6 +3,7 @@
 import select
 import sys
 import time
+from socketserver import BaseRequestHandler
 from types import ModuleType
 
 import pytest
@@ -51,7 +52,7 @@ def test_no_server_is_made_and_no_name_is_loaded(
 ) -> None:
     monkeypatch.delattr(select, "epoll")
     with pytest.raises(ConfigError, match="has patched"):
-        PreforkTCPServer("no.such.host:0", object)  # type: ignore[arg-type]  # nothing is bound
+        PreforkTCPServer("no.such.host:0", BaseRequestHandler)  # nothing is bound
     with pytest.raises(ConfigError, match="has patched"):
         Preforker(print)
     monkeypatch.delitem(vars(prefork_server), "Stats", raising=False)
