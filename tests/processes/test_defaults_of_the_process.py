@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PATIENCE, Starter, eventually, read_all, unmeasured
-from tests.test_systemd import Init
-from tests.test_upgrade import stopped, upgraded
+from tests.processes.test_systemd import Init
+from tests.processes.test_upgrade import stopped, upgraded
 
 pytestmark = pytest.mark.executed
 
