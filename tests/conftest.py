@@ -5,6 +5,7 @@ server ends with the proof that nobody is left of it, and an ERROR line that
 the test did not expect fails it.
 """
 
+import gc
 import os
 import re
 import select
@@ -46,6 +47,12 @@ SOAK = float(os.environ.get("SOAK", "0"))  # 1 in `make soak`
 def soak(short: int, long: int) -> int:
     """How many requests, stops or seconds a test has: ``long`` in `make soak`."""
     return max(short, round(SOAK * long))
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are no concern of the collector's, here and in the forks of this."""
+    gc.collect()
+    gc.freeze()
 
 
 PRELUDE = """\

@@ -300,7 +300,7 @@ def _log(directory: Path) -> str:
 def test_job_queue_does_each_job_once_and_one_whose_worker_was_killed_again(
     start: Starter, tmp_path: Path
 ) -> None:
-    assert start.script(EXAMPLES / "job_queue.py", "jobs.db", "300").wait() == 0
+    assert start.script(EXAMPLES / "job_queue.py", "jobs.db", "100").wait() == 0
     server = start.script(EXAMPLES / "job_queue.py", "jobs.db")
     server.expect_error("killed by SIGKILL, not by us")
     with closing(sqlite3.connect(tmp_path / "jobs.db")) as jobs:
@@ -308,13 +308,13 @@ def test_job_queue_does_each_job_once_and_one_whose_worker_was_killed_again(
         eventually(lambda: _count(jobs, "result IS NULL") == 0)
         eventually(lambda: len(server.workers()) == 4)
         tries = dict(jobs.execute("SELECT id, tries FROM jobs").fetchall())
-        assert tries == {n: 2 if n == number else 1 for n in range(1, 301)}
+        assert tries == {n: 2 if n == number else 1 for n in range(1, 101)}
         who = jobs.execute("SELECT worker, count(result) FROM jobs GROUP BY worker").fetchall()
-        assert len(who) >= 4 and sum(count for _, count in who) == 300
+        assert len(who) >= 4 and sum(count for _, count in who) == 100
         again = jobs.execute("SELECT worker FROM jobs WHERE id = ?", (number,)).fetchone()
         assert again != (killed,)
         # The results are right, whoever worked them out.
-        assert jobs.execute("SELECT count(DISTINCT result) FROM jobs").fetchone() == (300,)
+        assert jobs.execute("SELECT count(DISTINCT result) FROM jobs").fetchone() == (100,)
 
 
 def test_job_queue_finishes_the_job_at_hand_and_goes_on_after_a_restart(

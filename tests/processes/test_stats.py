@@ -99,10 +99,10 @@ def test_a_worker_and_the_master_say_the_same_before_the_start_nothing_and_after
 def test_totals_never_go_down_while_workers_are_killed(start: Starter) -> None:
     server = start(f"{ASKED}\n    serve(Asked, workers=2)", env=unmeasured()).all_ready(2)
     server.expect_error("killed by SIGKILL")
-    over = threading.Event()
+    now, over = threading.Semaphore(0), threading.Event()
 
     def kill() -> None:
-        while not over.wait(0.1):
+        while now.acquire() and not over.is_set():
             for pid in server.workers()[:1]:
                 os.kill(pid, signal.SIGKILL)
 
@@ -110,7 +110,9 @@ def test_totals_never_go_down_while_workers_are_killed(start: Starter) -> None:
     killer.start()
     last: dict[str, Any] = {}
     try:
-        for _ in range(200):
+        for number in range(200):
+            if number % 20 == 10:
+                now.release()  # while this one is served, or just before or after
             try:
                 told = json.loads(server.ask(b"order") or b"{}")
             except OSError:
@@ -120,6 +122,7 @@ def test_totals_never_go_down_while_workers_are_killed(start: Starter) -> None:
             last = told or last
     finally:
         over.set()
+        now.release()
         killer.join()
     final = asked(server)
     assert final["deaths"] > 0
