@@ -78,10 +78,10 @@ def test_a_handshake_has_as_long_as_the_server_says(start: Starter, tmp_path: Pa
         WHO
         + """
         class Hasty(PreforkTCPServer):
-            handshake_timeout = 0.5
+            handshake_timeout = 1.5
 
         log_all()
-        serve(Who, Hasty, workers=1, timeout=0.3, client_timeout=None, certfile="server.pem")
+        serve(Who, Hasty, workers=1, timeout=1, client_timeout=None, certfile="server.pem")
         """
     ).ready()
     with server.connect() as silent:
@@ -91,7 +91,7 @@ def test_a_handshake_has_as_long_as_the_server_says(start: Starter, tmp_path: Pa
     with dial(server, trusting) as client:
         before = ask(client)
         with pytest.raises(subprocess.TimeoutExpired):
-            server.process.wait(1)  # and its limit is for the handshake alone
+            server.process.wait(2.5)  # and its limit is for the handshake alone
         assert ask(client) == before
     assert server.count("forked") == 1
 

@@ -254,7 +254,7 @@ def test_handle_request_is_untouched() -> None:
 
 def test_a_connection_that_is_idle_for_longer_than_timeout_keeps_its_worker() -> None:
     class Server(PreforkMixIn, socketserver.TCPServer):
-        settings = Settings(workers=1, timeout=0.3)
+        settings = Settings(workers=1, timeout=1)
 
     class Waits(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -268,7 +268,7 @@ def test_a_connection_that_is_idle_for_longer_than_timeout_keeps_its_worker() ->
         client.makefile("rb") as answers,
     ):
         first = answers.readline()
-        client.settimeout(1)  # three times as long; nothing may come
+        client.settimeout(2.5)  # more than twice as long; nothing may come
         with pytest.raises(TimeoutError):
             client.recv(1)
         client.settimeout(PATIENCE)

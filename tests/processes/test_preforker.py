@@ -145,11 +145,11 @@ def test_within_announces_a_long_silence(start: Starter) -> None:
     server = start("""
         def work(master):
             master.wants_me_alive(within=30)
-            time.sleep(1.2)
+            time.sleep(2.5)
             master.logger.info("slept longer than the timeout")
             master.wait(60)
 
-        Preforker(work, workers=1, timeout=0.4).run()
+        Preforker(work, workers=1, timeout=1).run()
     """)
     server.saw("slept longer than the timeout")
     assert server.count("forked") == 1

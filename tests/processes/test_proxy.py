@@ -77,7 +77,7 @@ def test_a_proxy_that_does_not_say_for_whom_it_speaks_is_a_quiet_line(
 
 def test_a_silent_proxy_has_its_time_and_the_worker_lives(start: Starter) -> None:
     server = start(
-        SAYS + "\n        serve(Says, Server, workers=1, timeout=0.3, client_timeout=None)"
+        SAYS + "\n        serve(Says, Server, workers=1, timeout=1, client_timeout=None)"
     ).ready()
     for word in (b"", b"PROXY"):
         with server.connect() as client:

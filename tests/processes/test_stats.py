@@ -228,7 +228,7 @@ def test_a_worker_whose_threads_serve_is_busy(start: Starter) -> None:
 
 
 def test_the_deaths_of_workers_are_told_with_cause_and_stack(start: Starter) -> None:
-    server = start(f"{ASKED}\n    serve(Asked, workers=1, timeout=0.3)").ready()
+    server = start(f"{ASKED}\n    serve(Asked, workers=1, timeout=1)").ready()
     server.expect_error(
         "silent for more than", "exit code 3", "killed by SIGKILL", "handler failed"
     )
@@ -238,7 +238,7 @@ def test_the_deaths_of_workers_are_told_with_cause_and_stack(start: Starter) -> 
     assert died["cause"] == "exit code 3"
     assert (died["slot"], died["status"], died["requests"]) == (1, 3, 1)
     assert not died["expected"]
-    assert hung["cause"] == "killed by SIGKILL: silent for more than 0.3s"
+    assert hung["cause"] == "killed by SIGKILL: silent for more than 1s"
     assert hung["status"] == -9
     assert "in handle" in hung["report"]
     assert hung["cpu"] > 0
