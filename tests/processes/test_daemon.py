@@ -177,7 +177,7 @@ def test_in_the_foreground_the_same_paths_do_the_same_and_are_given_back(
         WAITS
         + """
     Preforker(work, workers=1, stdout_path="out", stderr_path="out", log_path="log").run()
-    builtins.print("here again")
+    builtins.print("here again", flush=True)
     builtins.print("and here", file=sys.stderr)
     """
     )
