@@ -344,7 +344,13 @@ def test_term_to_all_processes_loses_nobody_where_it_is_graceful(start: Starter)
 
 def test_term_to_all_processes_is_no_error_where_it_means_now(start: Starter) -> None:
     # The workers hear it as soon as the master does, and are often gone before it tells them.
-    server = start("serve(Echo, workers=8)").all_ready(8)
+    server = start("serve(Echo, workers=8)").ready()
+    with ExitStack() as stack:  # a title comes before a worker is ready: each of them serves one
+        clients = [stack.enter_context(server.connect()) for _ in range(8)]
+        for client in clients:
+            client.sendall(b"hello")
+        assert [client.recv(5) for client in clients] == [b"hello"] * 8
+    eventually(lambda: [title(pid)[-6:] for pid in server.workers()] == ["idle 1"] * 8)
     os.killpg(server.pid, signal.SIGTERM)
     assert server.wait() == 0
     assert len(server.saw("INFO .*reaped: killed by SIGTERM", times=8)) == 8
