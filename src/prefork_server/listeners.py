@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from .errors import BindError, ConfigError
 from .forks import keep_from_forks
@@ -22,6 +22,7 @@ from .inheritance import Legacy, inheritance, take_over
 from .paths import bind_unix, give, identity, is_lost
 from .text import printable
 
+_T = TypeVar("_T")
 AddressLike: TypeAlias = str | tuple[str, int] | os.PathLike[str]
 Addresses: TypeAlias = AddressLike | Sequence[AddressLike]  # when run, a list
 
@@ -138,7 +139,52 @@ def parse_all(given: Addresses, parse: Callable[[Any], Address] = parse) -> tupl
     several = given if isinstance(given, list) else [given]
     if not several:
         raise ConfigError("there must be at least one address to listen on, not an empty list")
-    return distinct(map(parse, several))
+    return tuple(address for _, address in resolved_all([(None, parse(each)) for each in several]))
+
+
+def resolved_all(given: Sequence[tuple[_T, Address]]) -> list[tuple[_T, Address]]:
+    """Each address with what belongs to it, and behind them the other addresses of the names.
+    ConfigError if one is given twice."""
+    found = [(owner, resolved(address)) for owner, address in given]
+    first = distinct(addresses[0] for _, addresses in found)
+    others = [(owner, each) for owner, addresses in found for each in addresses[1:]]
+    kept = [(owner, each) for owner, each in others if each not in first]
+    owners = [owner for owner, _ in [*found, *kept]]
+    return list(zip(owners, distinct([*first, *(each for _, each in kept)]), strict=True))
+
+
+def resolved(address: Address) -> list[Address]:
+    """The addresses of this machine that a host's name has, IPv4 ones first; with port 0 the
+    first alone, since each would have a port of its own.
+
+    A name that has none is returned as it is: to bind it says why.
+    """
+    if isinstance(address.name, str):
+        return [address]
+    host, port = address.name
+    if not host or ":" in host or host[0] == "<" or host.replace(".", "").isdigit():
+        return [address]
+    only = socket.AF_INET6 if address.family == socket.AF_INET6 else socket.AF_UNSPEC
+    try:
+        answers = socket.getaddrinfo(host, port, only, socket.SOCK_STREAM)
+    except OSError:
+        return [address]
+    answers.sort(key=lambda answer: answer[0] != socket.AF_INET)
+    found = {(family, where): None for family, _, _, _, where in answers}
+    ours = [each for each in found if _is_here(*each)] or list(found)
+    return [
+        Address(family, (str(where[0]), port)) for family, where in (ours if port else ours[:1])
+    ]
+
+
+def _is_here(family: int, where: tuple[Any, ...]) -> bool:
+    """Whether it is an address of this machine."""
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((where[0], 0, *where[2:]))
+    except OSError:
+        return False
+    return True
 
 
 def distinct(addresses: Iterable[Address]) -> tuple[Address, ...]:

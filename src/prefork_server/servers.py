@@ -22,6 +22,7 @@ from .listeners import (
     new_socket,
     parse,
     parse_all,
+    resolved,
     unix_address,
 )
 from .logfiles import logger_named
@@ -81,10 +82,9 @@ class _OwnServer(PreforkMixIn):
         proxy_protocol_from: Sequence[str] | None = None,
         **keywords: Unpack[SettingsKeywords],
     ) -> None:
-        if isinstance(server_address, list):
-            self._prefork_addresses = parse_all(server_address, self._prefork_parse)
-        else:
-            self._prefork_addresses = (self._prefork_checked(server_address),)
+        several = isinstance(server_address, list)
+        parse = self._prefork_parse if several else self._prefork_checked
+        self._prefork_addresses = parse_all(server_address, parse)
         check_handler(type(self), RequestHandlerClass)
         first = self._prefork_addresses[0]
         settled = settle(self.settings if settings is None else settings, keywords)
@@ -155,7 +155,8 @@ class _OwnServer(PreforkMixIn):
     def _prefork_bind(self) -> None:
         first, *others = self._prefork_addresses
         if self.server_address != first.name:  # changed between the making and this
-            first, *others = distinct([self._prefork_checked(self.server_address), *others])
+            checked = self._prefork_checked(self.server_address)
+            first, *others = distinct([*resolved(checked), *others])
         size, kind = self.request_queue_size, socket.SocketKind(self.socket_type)
         reuse = {
             socket.SO_REUSEADDR: self.allow_reuse_address,

@@ -8,6 +8,7 @@ that is logged or shown goes through ``printable``, and what has several lines t
 
 import os
 import re
+from typing import TextIO
 
 _INDENT = "  "
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -41,6 +42,12 @@ def both_ends(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text
     return f"{text[: longest // 2]}\n[...]\n{text[-(longest // 2) :]}"
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """The text with escapes for what the stream's encoding does not have."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def escape(text: str, limit: int = 8192) -> str:

@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 
 _MOST_LINKS = 40  # followed for one path; as many as the kernel follows
 
@@ -19,6 +20,14 @@ def opened(path: str, flags: int, mode: int = 0o600) -> int:
     a link among the directories only where root alone could have put it.
     """
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    if flags & (os.O_CREAT | os.O_EXCL) == os.O_CREAT:
+        # With O_CREAT the kernel refuses a file of another user that is there already in a
+        # sticky directory, as /tmp is (fs.protected_regular).
+        while True:
+            with suppress(FileNotFoundError):
+                return opened(path, flags & ~os.O_CREAT)
+            with suppress(FileExistsError):
+                return opened(path, flags | os.O_EXCL, mode)
     if os.geteuid() != 0:
         return os.open(path, flags, mode)
     above, name = os.path.split(path)

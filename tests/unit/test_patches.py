@@ -52,7 +52,7 @@ def test_no_server_is_made_and_no_name_is_loaded(
 ) -> None:
     monkeypatch.delattr(select, "epoll")
     with pytest.raises(ConfigError, match="has patched"):
-        PreforkTCPServer("no.such.host:0", BaseRequestHandler)  # nothing is bound
+        PreforkTCPServer("127.0.0.1:1", BaseRequestHandler)  # nothing is bound
     with pytest.raises(ConfigError, match="has patched"):
         Preforker(print)
     monkeypatch.delitem(vars(prefork_server), "Stats", raising=False)

@@ -22,14 +22,14 @@ from http.client import HTTPConnection, HTTPException
 from itertools import islice
 from typing import Any
 
-from ..listeners import Address, parse
+from ..listeners import Address, parse, resolved
 from ..pidfds import Process
 from ..reports import STACKS, cleaned
 from ..settings import MAX_THREADS
 from ..signals import AGAIN, SHOW
 from ..stats import WorkerStats
 from ..status.table import table
-from ..text import one_record
+from ..text import encodable, one_record
 from .holder import (
     Holder,
     NotDone,
@@ -67,7 +67,8 @@ def look(options: Options) -> int:
     terminal = watch and sys.stdout.isatty()
     while True:
         text = "\n".join(_table(options.values["pid_file"], not watch))
-        sys.stdout.write(f"\033[H\033[J{text}\n" if terminal else f"{text}\n")
+        text = encodable(f"{text}\n", sys.stdout)
+        sys.stdout.write(f"\033[H\033[J{text}" if terminal else text)
         sys.stdout.flush()
         if not watch:
             return 0
@@ -78,7 +79,7 @@ def _table(where: str, stacks: bool) -> list[str]:
     if not (where.startswith("unix:") or re.fullmatch(r".+:\d+", where)):
         with held(where) as server:  # anew each time: an upgrade changes it
             return table(server.stats().as_dict(), stacks)
-    address = parse(where)
+    address = resolved(parse(where))[0]
     try:
         return table(_asked(address), stacks)
     except OSError as error:
@@ -132,7 +133,7 @@ def _stacks(server: Holder) -> int:
                 stack = f"({error})"
                 silent += 1
             said = one_record(f"worker={row.slot} pid={row.pid} {row.state}\n{stack}")
-            sys.stdout.write(f"{said}\n\n")
+            sys.stdout.write(encodable(f"{said}\n\n", sys.stdout))
             sys.stdout.flush()
     return 1 if silent else 0
 

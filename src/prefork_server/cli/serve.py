@@ -34,10 +34,10 @@ from ..listeners import (
     Address,
     Listener,
     check_status_address,
-    distinct,
     is_deaf,
     listen,
     parse,
+    resolved_all,
 )
 from ..logfiles import logger_named
 from ..origin import directory
@@ -50,7 +50,7 @@ from ..reports import cleaned, in_debugger
 from ..settings import Settings
 from ..signals import WHERE, all_blocked, ask_anew, end_within, when_it_ends
 from ..systemd import OF_THE_SERVICE, handed_over
-from ..text import printable
+from ..text import encodable, printable
 from ..worker.master_handle import MasterHandle
 from . import answer
 from .options import DEFAULT_BIND, KEYWORDS, Misuse, Options
@@ -125,8 +125,9 @@ def _inherited(text: str) -> tuple[int, bool]:
 def binds(texts: Sequence[str]) -> list[Bind]:
     """Raises ConfigError."""
     found = [Bind.parse(text) for text in texts]
-    addresses = iter(distinct(bind.address for bind in found if bind.address))
-    found = [replace(bind, address=next(addresses)) if bind.address else bind for bind in found]
+    named = resolved_all([(bind, bind.address) for bind in found if bind.address])
+    found = [bind for bind in found if not bind.address]
+    found = [*(replace(bind, address=address) for bind, address in named), *found]
     inherited = [bind.fd for bind in found if bind.address is None]
     if len(set(inherited)) < len(inherited):
         raise Misuse(f"each socket may be given once: {', '.join(bind.text for bind in found)}")
@@ -186,7 +187,8 @@ def serve(options: Options) -> None:
     run.load_certificate()
     if values["check"]:
         where = f" on {', '.join(bind.text for bind in found)}" if found else ""
-        sys.stdout.write(printable(f"{told['words']}{where}: could be served") + "\n")
+        line = printable(f"{told['words']}{where}: could be served")
+        sys.stdout.write(encodable(f"{line}\n", sys.stdout))
         return
     run.go(values["daemon"])
 
@@ -422,7 +424,8 @@ class _Run:
         if daemon:
             pid = launch.start()
             with unhindered():  # the daemon runs, whoever reads of it
-                sys.stdout.write(f"{printable(launch.app_name)} runs, pid {pid}\n")
+                line = f"{printable(launch.app_name)} runs, pid {pid}\n"
+                sys.stdout.write(encodable(line, sys.stdout))
         else:
             launch.run()
 

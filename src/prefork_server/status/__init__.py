@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..job import Service
-from ..listeners import listen, parse
+from ..listeners import listen, parse_all
 from ..settings import Settings
 from ..worker.master_handle import MasterHandle
 
@@ -19,7 +19,7 @@ def listening(settings: Settings, app_name: str) -> Iterator[Service]:
     # not read it, and whoever replaces it is there at once.
     from .server import serve
 
-    listener = listen(parse(str(settings.status)))
+    listener = listen(parse_all(str(settings.status))[0])
 
     def show(master: MasterHandle) -> None:
         serve(master, settings, app_name, listener)
