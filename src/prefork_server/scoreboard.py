@@ -68,6 +68,7 @@ import fcntl
 import mmap
 import os
 import time
+from contextlib import suppress
 from typing import Final
 
 from .text import printable
@@ -184,6 +185,44 @@ def memory_file(name: str) -> int:
     return fd
 
 
+def path_of(pid: int) -> str:
+    """Where the scoreboard of a process is that has hidden its descriptors from its own user."""
+    return f"/dev/shm/{NAME}.{pid}"  # noqa: S108 - made with O_EXCL, and only where root is not
+
+
+def _memory(size: int) -> tuple[int, str]:
+    """The descriptor of the memory, and its path, which is empty of one that has none.
+
+    The kernel hides ``/proc/PID/fd`` of a process that has capabilities, as by
+    ``AmbientCapabilities``, or has changed its user, from the other processes of its user. Then
+    the memory has a path, for that user alone, who could kill each process of it, too.
+    """
+    path = path_of(os.getpid())
+    if _hides_descriptors():
+        with suppress(OSError):  # there is no such directory, or the name is taken
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # of a dead process with this number
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)  # or a full file system would be a SIGBUS later
+            except OSError:
+                os.close(fd)
+                os.unlink(path)
+                raise
+            return fd, path
+    return sealed_memory(NAME, size), ""
+
+
+def _hides_descriptors() -> bool:
+    user = os.geteuid()
+    try:
+        with open("/proc/self/status", "rb") as file:
+            sets = [int(line.split()[1], 16) for line in file if line.startswith(b"CapPrm:")]
+        return user != 0 and (any(sets) or os.stat("/proc/self/fd").st_uid != user)
+    except OSError:
+        return False
+
+
 def in_ns(seconds: float) -> int:
     return int(seconds * SECOND)
 
@@ -192,8 +231,10 @@ class Scoreboard:
     """``capacity`` rows, numbered from 1, and those of a service, shared with every process
     forked from now on."""
 
+    _path = ""  # of a copy
+
     def __init__(self, capacity: int) -> None:
-        fd = sealed_memory(NAME, (1 + capacity + SERVICES) * _ROW + _NOTICES)
+        fd, self._path = _memory((1 + capacity + SERVICES) * _ROW + _NOTICES)
         try:
             self._lay_out(mmap.mmap(fd, 0))
         finally:
@@ -376,7 +417,10 @@ class Scoreboard:
         return page[:16].cast("q"), page[16:]
 
     def close(self) -> None:
-        """Unmap, in this process only."""
+        """Unmap, in this process only; the master takes its name away."""
+        if self._path == path_of(os.getpid()):
+            with suppress(OSError):  # it was removed
+                os.unlink(self._path)
         self.words.release()
         self._text.release()
         self._notices.release()

@@ -22,7 +22,7 @@ from itertools import islice
 from ..errors import PreforkError
 from ..lockfile import is_write_locked
 from ..pidfds import Process
-from ..scoreboard import NAME, PID, Scoreboard, memory_file
+from ..scoreboard import NAME, PID, Scoreboard, memory_file, path_of
 from ..stats import Stats, read
 from ..text import printable
 from .options import Misuse
@@ -99,11 +99,16 @@ def held(path: str) -> Iterator[Holder]:
 
 
 def others(pid: int, path: str) -> str:
+    if user_of(pid) == os.geteuid():
+        return f"pid {pid}, which holds {path}, hides what it has, by its capabilities: ask as root"
     return f"pid {pid}, which holds {path}, is another user's"
 
 
 def _board_of(pid: int) -> int:
     """A process may have several: of servers in threads, and of one that it is a worker of."""
+    named = _named_board_of(pid)
+    if named >= 0:
+        return named
     with memories(pid, NAME) as found:
         boards = []
         for fd, _ in found:
@@ -117,6 +122,24 @@ def _board_of(pid: int) -> int:
             return os.dup(boards[0])
     kind = f"has {len(boards)} servers" if boards else "is no server, or none yet"
     raise Misuse(f"pid {pid} {kind}")
+
+
+def _named_board_of(pid: int) -> int:
+    """The scoreboard with a path, of a process that hides its descriptors; -1: it has none."""
+    try:
+        fd = os.open(path_of(pid), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return -1
+    there = os.fstat(fd)
+    with suppress(ValueError):  # of another layout
+        if (
+            stat.S_ISREG(there.st_mode)
+            and there.st_uid == user_of(pid)
+            and Scoreboard.read_only(fd).get(0, PID) == pid
+        ):
+            return fd
+    os.close(fd)
+    return -1
 
 
 @contextmanager
@@ -310,6 +333,10 @@ def _holds(pid: int, fd: int) -> bool:
     ours = os.fstat(fd)
     if ours.st_uid not in (0, user_of(pid)):
         return False
+    if ours.st_uid == os.geteuid() == user_of(pid) and not os.access(f"/proc/{pid}/cwd", os.F_OK):
+        # It has capabilities: the kernel does not tell what it holds. The file, its number, and
+        # what a signal may do there are all of this very user.
+        return True
     with suppress(FileNotFoundError):  # the process is gone, or has closed it just now
         for number, target in _descriptors(pid):
             # Of what is no file this can be long, and it has no such locks.

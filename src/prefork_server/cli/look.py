@@ -37,6 +37,7 @@ from .holder import (
     held,
     infos,
     memories,
+    others,
     parent_of,
     signals_of,
     user_of,
@@ -119,6 +120,8 @@ def _stacks(server: Holder) -> int:
     with ExitStack() as closing:
         try:
             found = closing.enter_context(memories(server.pid, STACKS))
+        except PermissionError as error:
+            raise Misuse(others(server.pid, server.path)) from error
         except OSError as error:
             raise Misuse(f"pid {server.pid}: {error.strerror}") from error
         if len(found) != 1:
