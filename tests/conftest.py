@@ -238,7 +238,8 @@ class Server:
 
     def quit(self) -> int:
         """Stop gracefully, and return the exit code."""
-        self.signal(signal.SIGQUIT)
+        with suppress(ProcessLookupError):  # it has ended, and its zygote has reaped it
+            self.signal(signal.SIGQUIT)
         return self.wait()
 
     def wait(self) -> int:
@@ -259,7 +260,8 @@ class Server:
         """Stop it if the test did not; nobody may be left, and nothing unexpected in the log."""
         try:
             if self.process.poll() is None:
-                self.signal(signal.SIGQUIT)
+                with suppress(ProcessLookupError):
+                    self.signal(signal.SIGQUIT)
                 try:
                     self.process.wait(PATIENCE)
                 except subprocess.TimeoutExpired:
@@ -358,9 +360,11 @@ def unmeasured() -> dict[str, str]:
 def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
     """For what nobody announces: a state of the kernel's, looked at until it is so."""
     deadline = time.monotonic() + patience
+    pause = 0.001
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.002)
+        time.sleep(pause)
+        pause = min(1.3 * pause, 0.02)
 
 
 def read_all(client: socket.socket) -> bytes:

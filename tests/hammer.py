@@ -90,7 +90,7 @@ class HTTPHammer(Hammer):
         option = b"" if self.keeping else b"Connection: close\r\n"
         request = b"GET / HTTP/1.1\r\nHost: a\r\n" + option + b"\r\n"
         asked, kept = 0, True
-        while kept and not self._stop.is_set():
+        while kept and not self._stop.wait(self.pause):
             began = time.monotonic()
             outcome, kept = ask_http(client, request)
             self.longest = max(self.longest, time.monotonic() - began)

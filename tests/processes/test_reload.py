@@ -16,7 +16,7 @@ import pytest
 
 from prefork_server import MasterHandle, Preforker
 from tests.certificates import make_certificate
-from tests.conftest import PATIENCE, ROOT, Server, Starter, alive, eventually, read_all, soak
+from tests.conftest import PATIENCE, ROOT, SOAK, Server, Starter, alive, eventually, read_all, soak
 from tests.hammer import HTTPHammer
 
 REQUESTS = soak(200, 20_000)  # of each kind of client, with each kind of socket
@@ -502,8 +502,9 @@ def test_no_request_is_lost_in_reloads_with_recycling_at_every_ten_and_a_stop(
     }.items():
         program = program.replace(name, value)
     server = start(PAGE + OTHER_PAGES + program).all_ready(4)
-    coming = HTTPHammer(server.address, 8, trusting=trusting)
-    keeping = HTTPHammer(server.address, 8, keeping=True, trusting=trusting)
+    pause = 0 if SOAK else 0.01
+    coming = HTTPHammer(server.address, 8, pause=pause, trusting=trusting)
+    keeping = HTTPHammer(server.address, 8, pause=pause, keeping=True, trusting=trusting)
     with coming, keeping:
         for generation in range(2, 2 + soak(2, 10)):
             hup(server, generation)

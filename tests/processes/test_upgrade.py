@@ -912,7 +912,10 @@ def test_no_request_is_lost_in_reloads_upgrades_rotations_and_recycling_together
         eventually(look, 60)
         return found[0]
 
-    with HTTPHammer(where, 8) as coming, HTTPHammer(where, 8, keeping=True) as keeping:
+    pause = 0 if SOAK else 0.02
+    coming = HTTPHammer(where, 8, pause=pause)
+    keeping = HTTPHammer(where, 8, pause=pause, keeping=True)
+    with coming, keeping:
         for _ in range(upgrades):
             for generation in range(2, 2 + reloads):
                 server.signal(signal.SIGHUP, pid)
