@@ -54,8 +54,7 @@ class Line(socketserver.StreamRequestHandler):
     def handle(self):
         word = self.rfile.readline().strip()
         if word == b"hang":
-            while True:
-                pass
+            os.read(os.pipe()[0], 1)  # for ever
         if word == b"raise":
             self.no_such_attribute + 1 / (2 - 1)
         self.server.master.note("stats")
@@ -71,8 +70,7 @@ class Datagram(socketserver.DatagramRequestHandler):
 
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/hang":
-        while True:
-            pass
+        os.read(os.pipe()[0], 1)  # for ever
     if environ["PATH_INFO"] == "/raise":
         raise ValueError("of my own")
     start_response("200 OK", [])
@@ -81,8 +79,7 @@ def application(environ, start_response):
 async def callback(reader, writer):
     word = (await reader.readline()).strip()
     if word == b"hang":
-        while True:
-            pass
+        os.read(os.pipe()[0], 1)  # for ever
     if word == b"raise":
         no_such_name
     writer.write(word)
@@ -95,8 +92,7 @@ STANDARD = """
     class Theirs(BaseHTTPRequestHandler):
         def do_GET(self):
             if self.path == "/hang":
-                while True:
-                    pass
+                os.read(os.pipe()[0], 1)  # for ever
             if self.path == "/raise":
                 {}["of my own"]
             if self.path == "/error":
@@ -143,8 +139,7 @@ KINDS = {
                 with connection:
                     word = connection.recv(100).strip()
                     if word == b"hang":
-                        while True:
-                            pass
+                        os.read(os.pipe()[0], 1)  # for ever
                     if word == b"raise":
                         no_such_name
                     connection.sendall(word)
@@ -231,7 +226,7 @@ def test_nothing_is_imported_after_the_first_fork(
     if "uvloop" in kind and not find_spec("uvloop"):
         pytest.skip("uvloop is not installed")
     start.directory = directory = open_path
-    (directory / "served.py").write_text("import socketserver\n" + HANDLER)
+    (directory / "served.py").write_text("import os, socketserver\n" + HANDLER)
     make_certificate(directory)
     program = textwrap.dedent((KINDS | KINDS_OF_ROOT)[kind])
     script = directory / "program.py"
@@ -284,7 +279,7 @@ def test_a_package_that_is_moved_or_replaced_is_needed_no_more(
     start: Starter, tmp_path: Path, kind: str, how: str
 ) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "release")
-    (tmp_path / "served.py").write_text("import socketserver\n" + HANDLER)
+    (tmp_path / "served.py").write_text("import os, socketserver\n" + HANDLER)
     script = tmp_path / "program.py"
     here = "import sys\nsys.path.insert(0, 'release')\n"
     script.write_text(
@@ -323,7 +318,7 @@ def test_the_working_directory_is_not_on_the_path_of_a_master(
 
 
 def test_no_module_of_the_working_directory_is_imported_by_the_master(tmp_path: Path) -> None:
-    (tmp_path / "served.py").write_text("import socketserver\n" + HANDLER)
+    (tmp_path / "served.py").write_text("import os, socketserver\n" + HANDLER)
     for name in ("ssl", "ipaddress", "argparse", "ctypes"):
         text = "import os\nos.write(1, b'planted, in %d\\n' % os.getpid())\nraise ImportError"
         (tmp_path / f"{name}.py").write_text(text)
