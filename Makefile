@@ -8,8 +8,9 @@ BENCH ?=
 export PYTHONPATH := src
 # The tests start a thousand programs: where nothing may be kept, each compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
-# They wait about as much as they compute. A process that is done takes over tests from another.
-PYTEST := -m pytest -q -n $(shell expr 2 \* $$(nproc)) --dist worksteal
+# tests/unit computes, the others wait as much. A process that is done takes over from another.
+AT_ONCE = $(shell expr $$(nproc) \* $(if $(filter tests/unit%,$(TEST)),1,2))
+PYTEST = -m pytest -q -n $(AT_ONCE) --dist worksteal
 SOAK ?= 1
 ALL_TESTS := tests/unit (no process), tests/edges (one socket, pipe or file), tests/processes (real servers): \
 	about two minutes on two CPUs. TEST=tests/unit: ten seconds
