@@ -16,17 +16,24 @@ _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _CALLERS: Final = ("http", "socketserver", __package__)
 
 
-def check_call(name: str, value: Any, arguments: str, cure: str, awaited: bool = False) -> None:
+def check_call(
+    name: str,
+    value: Any,
+    arguments: str,
+    cure: str,
+    awaited: bool = False,
+    iterated: bool = False,
+) -> None:
     """``name`` of a constructor is called as ``value(arguments)``; ``awaited``: a coroutine
-    function will do. Raises ConfigError with ``cure``; also for a generator function, whose call
-    runs nothing of it."""
+    function will do; ``iterated``: a generator function will do, whose call runs nothing of it.
+    Raises ConfigError with ``cure``."""
     its = getattr(value, "__qualname__", f"{value!r:.200}")
     wrong = ""
     if not callable(value):
         wrong = "cannot be called"
     elif not awaited and is_async(value):
         wrong = "is async, and would not be awaited"
-    elif inspect.isgeneratorfunction(value):
+    elif not iterated and inspect.isgeneratorfunction(value):
         wrong = "is a generator function: a call runs nothing of it"
     else:
         # One that is written in C may show no parameters.

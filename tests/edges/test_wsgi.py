@@ -873,7 +873,7 @@ def test_an_asgi_application_is_refused_in_a_sentence(app: Any) -> None:
 
 @pytest.mark.parametrize("app", [None, "module:app", 5])
 def test_what_cannot_be_called_is_refused(app: Any) -> None:
-    with pytest.raises(ConfigError, match="this cannot be called"):
+    with pytest.raises(ConfigError, match="cannot be called"):
         PreforkWSGIServer(("127.0.0.1", 0), app)
 
 

@@ -121,6 +121,7 @@ def server(kind: Any, thing: Any) -> Callable[[], object]:
             server(PreforkTCPServer, socketserver.DatagramRequestHandler),
             "PreforkTCPServer has streams",
         ),
+        (server(PreforkWSGIServer, generator), r"generator takes \(master"),
         (server(PreforkWSGIServer, no_argument), r"no_argument takes \(\).*factory"),
         (lambda: Preforker("work"), "'work' cannot be called"),  # type: ignore[arg-type]
         (lambda: Preforker(coroutine), r"coroutine is async.*run_asyncio\(\)"),

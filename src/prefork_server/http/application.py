@@ -120,7 +120,7 @@ def _check(application: Any) -> None:
             "(a2wsgi.ASGIMiddleware does that), or serve it by an ASGI server"
         )
     cure = "if it is a factory, call it"
-    check_call("application", application, "environ, start_response", cure)
+    check_call("application", application, "environ, start_response", cure, iterated=True)
 
 
 def _is_asgi(application: Any) -> bool:
