@@ -82,6 +82,10 @@ class Waiting(_Socket):
         """Whether the worker is to go: then it is time to say goodbye."""
         return self._vigil.is_over()
 
+    def beat(self) -> None:
+        """A sign of life, where none is given by reading or writing."""
+        self._vigil.beat()
+
     def allow_more(self, seconds: float) -> None:
         """So much longer, for what it has read or sent."""
         self._allowance += seconds

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from prefork_server.http.entrance import Entrance
+from prefork_server.http import HTTPRequestHandler
+from prefork_server.http.connection import HTTPConnection, Service
 from prefork_server.tls import Terms
 from tests.certificates import make_certificate
 from tests.conftest import PATIENCE, Server, Starter
@@ -390,13 +391,26 @@ def fill(sock: socket.socket) -> int:
     return sent
 
 
+def resume(acceptor: Any) -> None:
+    guest = acceptor.wait(PATIENTLY)
+    assert isinstance(guest, HTTPConnection)
+    guest.resume()
+
+
 def test_a_handshake_that_finds_no_room_waits_for_room_and_for_nothing_else(
     tmp_path: Path,
 ) -> None:
     trusting, server_side = make_certificate(tmp_path), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_side.load_cert_chain(tmp_path / "server.pem")
     entered: list[object] = []
-    server: Any = SimpleNamespace(
+
+    class Enters(HTTPRequestHandler):
+        def setup(self) -> None:
+            super().setup()
+            entered.append(self)
+
+    service = Service(Enters)
+    service.server = SimpleNamespace(
         _prefork_proxies=(),
         handshake_timeout=PATIENCE,
         shutdown_request=lambda request: request.close(),
@@ -408,22 +422,19 @@ def test_a_handshake_that_finds_no_room_waits_for_room_and_for_nothing_else(
         ours: Any = stack.enter_context(Terms(server_side, True, False).wrap(plain, worker.vigil))
         wire = Wire(stack.enter_context(theirs), trusting)
         full = fill(ours)
-        entrance = Entrance(server, acceptor, ours, "", lambda *args: entered.append(args))
-        entrance.begin(PATIENCE)
+        service.keep, service.let_go = acceptor.keep, acceptor.let_go
+        service.arrive(ours, "")
         wire.send_what_there_is(wire.tls.do_handshake)
-        assert acceptor.wait(PATIENTLY) is entrance
-        entrance.resume()
+        resume(acceptor)
         assert acceptor.wait(0.1) is None and acceptor.has_guests
         while full:
             full -= len(wire.socket.recv(min(full, 65536)))
-        assert acceptor.wait(PATIENTLY) is entrance
-        entrance.resume()
+        resume(acceptor)
         assert acceptor.wait(0.1) is None and not entered
         wire.receive(wire.tls.do_handshake)
         wire.send_what_there_is()
-        assert acceptor.wait(PATIENTLY) is entrance
-        entrance.resume()
-        assert entered and not acceptor.has_guests
+        resume(acceptor)
+        assert entered and acceptor.has_guests
         acceptor.close()
 
 

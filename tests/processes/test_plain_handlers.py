@@ -199,6 +199,20 @@ def test_a_plain_handler_logs_each_request_as_it_did(start: Starter) -> None:
     server.saw(r'127\.0\.0\.1 - - \[.*\] "GET /a HTTP/1\.0" 404 -$')
 
 
+def test_arguments_before_the_request_are_for_the_class_alone() -> None:
+    class Greets(Plain):
+        def __init__(self, greeting: bytes, *args: Any, mark: bytes) -> None:
+            self.greeting, self.mark = greeting, mark
+            super().__init__(*args)
+
+        def do_GET(self) -> None:
+            self.say(self.greeting + self.mark)
+
+    handler = functools.partial(Greets, b"good day", mark=b"!")
+    assert ask(handler, KEPT + LAST).count(b"\r\n\r\ngood day!") == 2
+    assert ask(handler, b"GET / HTTP/1.1\n\n").startswith(b"HTTP/1.1 400 ")
+
+
 def test_in_threads_of_the_class_a_plain_handler_is_served_by_ours() -> None:
     class Server(socketserver.ThreadingMixIn, PreforkHTTPServer):
         pass

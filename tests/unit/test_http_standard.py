@@ -40,10 +40,15 @@ def test_a_class_that_reads_without_a_buffer_stays_as_it_is() -> None:
     assert handler_class(kind) is kind
 
 
-@pytest.mark.parametrize("name", ["dispatch", "refuse", "serve_request"])
+@pytest.mark.parametrize("name", ["dispatch", "refuse", "answer_fault"])
 def test_a_class_with_a_method_that_means_something_here_stays_as_it_is(name: str) -> None:
     kind = type("Routes", (Plain,), {name: lambda self, verb: None})
     assert handler_class(kind) is kind
+
+
+def test_a_respond_of_its_own_is_no_reason() -> None:
+    kind = type("Responds", (Plain,), {"respond": lambda self, text: None})
+    assert issubclass(handler_class(kind), HTTPRequestHandler)
 
 
 @pytest.mark.parametrize("kind", [Own, socketserver.StreamRequestHandler, print, None])

@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from ..reception import is_tls
 from .forwarded import believed, origin
-from .wire import Request
 
 
 class Asked(BaseHTTPRequestHandler):
@@ -20,14 +20,13 @@ class Asked(BaseHTTPRequestHandler):
     forwarded_from: Sequence[str] = ()
 
     client_address: Any = ""
-    command: str
-    path: str
+    close_connection: bool = True
+    command: str = ""
+    path: str = ""
     requestline: str
-    request_version: str
-    scheme: str
-    _peer: Any  # the other end of the connection, whoever it speaks for
-    _own_scheme: str
-    _request: Request
+    request_version: str = "HTTP/1.1"
+    scheme: str = "http"
+    _http: Any = None  # the connection
     _made_file: Any = None
     _made_line: str | None = None
     _made_headers: Any = None
@@ -38,48 +37,60 @@ class Asked(BaseHTTPRequestHandler):
         def rfile(self) -> Any:
             """The body of the request: it ends where that ends."""
             if self._made_file is None:
-                self._made_file = BytesIO()
+                self.rfile = BytesIO()
             return self._made_file
 
         @rfile.setter
         def rfile(self, file: Any) -> None:
             self._made_file = file
+            self._is_made()
 
         @property
         def requestline(self) -> str:
             if self._made_line is None:
-                request = self._request
-                self._made_line = f"{request.method} {request.target} {self.request_version}"
+                asked = self._http.asked
+                line = f"{asked.method} {asked.target} {self.request_version}" if asked else ""
+                self.requestline = line
             return self._made_line
 
         @requestline.setter
         def requestline(self, line: str) -> None:
             self._made_line = line
+            self._is_made()
 
         @property
         def headers(self) -> Any:
             """An ``email.message.Message``."""
             if self._made_headers is None:
                 message = self.MessageClass()
-                for name, value in self._request.fields:
+                for name, value in self._http.asked.fields:
                     message.set_raw(name, value)
-                self._made_headers = message
+                self.headers = message
             return self._made_headers
 
         @headers.setter
         def headers(self, headers: Any) -> None:
             self._made_headers = headers
+            self._is_made()
 
-    def _forget(self) -> None:
-        """The request before this was perhaps for a HEAD, or by another client of a proxy."""
-        self.command, self.path, self.requestline = "", "", ""
-        self.client_address = self._peer
+    def _is_made(self) -> None:
+        if self._http:
+            self._http.dirty = True
+
+    def forget(self) -> None:
+        """What was made of the request before this one."""
+        self._made_file = self._made_line = self._made_headers = None
 
     def hear_proxy(self) -> None:
         """Of each request anew: on one connection a proxy speaks for many. Raises ``Reject``;
         until then nothing is left of the request before."""
-        self.command, self.path, self.client_address = "", "", self._peer
-        peer, peers = self._peer, believed(self.forwarded_from)
-        said = origin(self._request, peers) if peer in peers else None
-        self.client_address = (said.address, said.port) if said and said.address else peer
-        self.scheme = said.scheme if said and said.scheme else self._own_scheme
+        peer, peers = self._http.peer, believed(self.forwarded_from)
+        command, path = self.command, self.path
+        self.command, self.path, self.client_address = "", "", peer
+        self.scheme = "https" if is_tls(self.connection) else "http"
+        said = origin(self._http.asked, peers) if peer in peers else None
+        self.command, self.path = command, path
+        if said and said.address:
+            self.client_address = (said.address, said.port)
+        if said and said.scheme:
+            self.scheme = said.scheme

@@ -12,32 +12,27 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from io import BufferedReader, BytesIO
+from io import BufferedReader
 from typing import Any
 
-from ..connection import size_of
+from ..connection import Connection, size_of
 from ..listeners import address_text
 from ..logfiles import leads_nowhere, logger_named
 from ..reception import is_tls
 from ..text import escape, printable, users_part
-from ..vigil import Waiting
 from .access import log_answer
 from .asked import Asked
+from .connection import Held
 from .heads import NO_PHRASE, beginnings, fields, status_line
 from .reply import COUNTED, HEAD, NOTHING, OVER, TUNNEL, Reply, is_real
-from .stream import Body, Rest, Stream, is_connection, linger
-from .wire import LIMITS, Limits, Reject, Request, find_head, read_head
+from .stream import Rest, is_connection
+from .wire import LIMITS, Limits, Reject
 
-_ENOUGH = 65536  # bytes of a body that nobody read are skipped, for more the connection is closed
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE, _KEEP = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 _REFUSED = ("code %d, message %s", "Request timed out: %r")  # http.server's words
 _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
 _ASKED = "the request: "  # begins a note of an exception
-
-
-def _never() -> bool:
-    return False
+_new = object.__new__
 
 
 class HTTPRequestHandler(Asked):
@@ -85,35 +80,34 @@ class HTTPRequestHandler(Asked):
     connection: Any
     close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
-    lingers: bool  # whether bytes that nobody read may be on their way at the end
+    parses: bool = False  # whether parse_request() is a class's own
     _reply: Any = None
-    _stream: Any = None
     _theirs: type | None = None  # the class for which this one serves, see ``standard``
+    _logs = False
+    _plain = True
 
-    def __new__(cls, request: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.parses = cls.parse_request is not HTTPRequestHandler.parse_request
+        cls._logs = cls.log_request is not HTTPRequestHandler.log_request
+        cls._plain = cls.send_response_only is HTTPRequestHandler.send_response_only
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
         kind: Any = cls
-        return super().__new__(kind if is_connection(request) else unchanged(kind))
+        made_for = (*args, *keywords.values())  # among them the request
+        return super().__new__(kind if any(map(is_connection, made_for)) else unchanged(kind))
 
     def setup(self) -> None:
         connection = self.connection = self.request
-        self._peer = self.client_address
-        self.scheme = self._own_scheme = "https" if is_tls(connection) else "http"
+        http = self._http = self._http or Held(self)
+        self.wfile = self._reply = http.reply = reply = _new(Reply)
+        reply.connection, reply.timeout = connection, self.write_timeout
+        if type(connection) is not Connection and is_tls(connection):
+            self.scheme = "https"
         if self.timeout is not None:
             connection.settimeout(self.timeout)
         if self.disable_nagle_algorithm and connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self._stream = Stream(connection, self.minimum_rate)
-        self.wfile = self._reply = Reply(connection, self.write_timeout)
-        self._body: Body | None = None
-        self._made_file = self._made_line = self._made_headers = None
-        self._served = 0
-        self._is_over = connection._vigil.is_over if isinstance(connection, Waiting) else _never
-        kind = type(self)
-        self._logs = self.logs_requests or kind.log_request is not HTTPRequestHandler.log_request
-        self._plain = kind.send_response_only is HTTPRequestHandler.send_response_only
-        self.close_connection, self.lingers = True, False
-        self.command = self.path = self.requestline = ""  # until there was a request
-        self.request_version = self.protocol_version
 
     def handle(self) -> None:
         if self.wfile is self._reply:
@@ -128,86 +122,17 @@ class HTTPRequestHandler(Asked):
 
     def handle_one_request(self) -> None:
         """Wait for one request, and answer it; ``close_connection``: it was the last one."""
-        stream, self.close_connection = self._stream, True
-        self._reply.reset()
-        stream.allow(self.keep_alive_timeout if self._served else self.head_timeout)
-        try:
-            while not (end := find_head(stream.buffer, self.limits, stream.seen)):
-                begun = stream.seen = len(stream.buffer)
-                if not stream.fill():
-                    return
-                if not begun:
-                    stream.allow(self.head_timeout)
-        except TimeoutError:
-            self.refuse_slow_head()
-        except Reject as fault:
-            self.refuse(fault)
-        else:
-            self.serve_request(stream.take(end))
-            while not self.close_connection and self.skip_now() is None and stream.fill():
-                pass
-
-    def serve_request(self, head: bytes, request: Request | None = None) -> None:
-        """Answer the request with this head, or that was read from it already."""
-        reply = self._reply
-        if self._served:
-            reply.reset()
-        self._served += 1
-        self._made_file = self._made_line = self._made_headers = self._body = None
-        try:
-            self._request = request = request or read_head(head, self.limits)
-            if self.forwarded_from:
-                self.hear_proxy()
-            if self.parse_request():
-                self.dispatch()
-            if not reply.whole or self._body:
-                self._end(reply)
-        except Reject as fault:
-            if not request:
-                self._forget()
-            self._refuse(fault)
-        except BaseException as error:  # user code, and CancelledError is no Exception
-            self.close_connection = True
-            if not getattr(error, "by_client", False):
-                self._note_request(error)
-                self._tell_wrong(reply)
-                if not reply.begun:
-                    self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
-            raise
-        finally:
-            if self.access_log:
-                log_answer(self, head)
+        self._http.serve_one()
 
     def parse_request(self) -> bool:
-        """Set ``command``, ``path`` and the others from the request; False: it was answered."""
-        request = self._request
-        said = request.said
-        self.command, self.target = request.method, request.target
-        path = request.path
-        if path[:2] == "//":  # in a Location of a handler it would name another host
-            path = "/" + path.lstrip("/")
-        self.path = path
-        self.request_version = "HTTP/1.1" if said.late else "HTTP/1.0"
-        self.close_connection = not said.keep_alive or self.protocol_version < "HTTP/1.1"
-        return said.length == 0 or self._expect_body(request)
-
-    def _expect_body(self, request: Request) -> bool:
-        length, stream = request.length, self._stream
-        if length is not None and length <= len(stream.buffer):
-            self.rfile = BytesIO(stream.take(length))
-        else:
-            self._body = Body(stream, length, self.limits, self.body_timeout, self._go_on)
-            self.rfile = BufferedReader(self._body, 65536)
-        return not request.expects_continue or self.handle_expect_100()
+        """Override it to look at a request before ``do_GET()`` does; ``command``, ``path`` and
+        the others are set. False: it was answered."""
+        return True
 
     def handle_expect_100(self) -> bool:
         """Whether the body is welcome. Override it to refuse: send an answer, return False.
         The client is told to go on when the body is first read, and not before."""
         return True
-
-    def _go_on(self) -> None:
-        if self._request.expects_continue and not self._stream.buffer and not self._reply.begun:
-            self._reply.interim(_CONTINUE)
 
     def dispatch(self) -> None:
         """Call ``do_GET()``, or whatever it is."""
@@ -233,8 +158,13 @@ class HTTPRequestHandler(Asked):
             self._tell_wrong(reply)
             if not reply.begun:
                 self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
-        if self.close_connection and self._body and not self._body.finished:
-            self.lingers = True
+        if self.close_connection:
+            self._linger()
+
+    def _linger(self) -> None:
+        body = self._http.body
+        if body and not body.finished:
+            self._http.lingers = True
 
     def _tell_wrong(self, reply: Reply) -> None:
         """Log what the handler did that is no answer, if it did; then the connection ends."""
@@ -264,25 +194,10 @@ class HTTPRequestHandler(Asked):
             extra=extra,
         )
 
-    def skip_now(self) -> bool | None:
-        """Skip what nobody read of the body, as far as it has come. True: that was all of it;
-        None: more is to come. If it is too much, or will not come, the connection ends."""
-        if self._body is None or self.close_connection:
-            return True
-        try:
-            skipped = self._body.discard_now(_ENOUGH)
-        except (Reject, TimeoutError):
-            skipped = False
-        if skipped is not None:
-            self._body = None
-        if skipped is False:
-            self.close_connection = self.lingers = True
-        return skipped
-
     # The answer
 
     def send_response(self, code: int, message: str | None = None) -> None:
-        if self._logs:
+        if self._logs or self.logs_requests:
             self.log_request(code)
         reply = self._reply
         if message is None and self._plain:
@@ -339,6 +254,7 @@ class HTTPRequestHandler(Asked):
 
     def _frame(self, name: str, text: str) -> None:
         reply = self._reply
+        reply.unusual = True
         if name == "connection":
             reply.said_connection = True
             options = text.lower()
@@ -372,12 +288,13 @@ class HTTPRequestHandler(Asked):
             reply.part, reply.left = COUNTED, reply.length
         elif not self._choose_mode(reply):
             return
-        if not self.close_connection and (
-            self._served >= self.max_requests
-            or self._is_over()
-            or (self._body and not self._is_welcome(self._body))
-        ):
-            self.close_connection = True
+        if not self.close_connection:
+            http = self._http
+            self.close_connection = bool(
+                http.served >= self.max_requests
+                or http.service.is_over()
+                or (http.body and not http.is_welcome())
+            )
         if not reply.said_connection:
             if self.close_connection:
                 reply.lines.append(_CLOSE)
@@ -394,9 +311,9 @@ class HTTPRequestHandler(Asked):
             return False
         if status == 101 or (self.command == "CONNECT" and 200 <= status < 300):
             # What is spoken now has an end, and limits, of its own.
-            self.close_connection = reply.said_connection = True
-            self._stream.allow(float("inf"))
-            self.rfile = BufferedReader(Rest(self._stream))
+            self.close_connection = reply.said_connection = reply.unusual = True
+            self._http.allow(float("inf"))
+            self.rfile = BufferedReader(Rest(self._http))
             reply.unframe()
             reply.part, reply.pending = TUNNEL, True
             reply.flush()  # its client speaks when it has come, and not before
@@ -413,13 +330,6 @@ class HTTPRequestHandler(Asked):
             status, self.command == "HEAD", old, self.close_connection
         )
         return True
-
-    def _is_welcome(self, body: Body) -> bool:
-        """Whether what is left of the body may be skipped, and the client go on."""
-        if body.finished:
-            return True
-        waits = self._request.expects_continue and not body.started
-        return not (waits or body.left is None or body.left > _ENOUGH)
 
     def version_string(self) -> str:
         return f"{self.server_version} {self.sys_version}".rstrip()
@@ -469,40 +379,44 @@ class HTTPRequestHandler(Asked):
         elif sys.stderr:
             sys.stderr.write(f"{line}\n")
 
-    # Where there is no request to answer
+    # Where there is no request to answer, or no answer
 
     def refuse(self, fault: Reject) -> None:
-        """Answer what is not even the head of a request, and close the connection."""
+        """Answer what is not even the head of a request."""
+        self.forget()
+        self.command, self.path, self.requestline = "", "", ""
+        self.client_address = self._http.peer
         self._reply.reset()
-        self._forget()
-        self._refuse(fault)
+        self.answer_fault(fault)
         if self.access_log:
-            log_answer(self, bytes(self._stream.buffer))
+            log_answer(self, bytes(self._http.buffer))
 
-    def _refuse(self, fault: Reject) -> None:
-        self.close_connection = self.lingers = True
+    def answer_fault(self, fault: Reject) -> None:
+        """What is no request ends the connection."""
+        self.close_connection = self._http.lingers = True
         if not self._reply.begun:
             self._answer_with(fault.status, fault.reason)
 
-    def refuse_slow_head(self) -> None:
-        """Nobody is told who had not begun to ask."""
+    def answer_failure(self, error: BaseException) -> None:
+        """User code has raised; CancelledError is no Exception."""
         self.close_connection = True
-        if self._stream.buffer:
-            self.refuse(Reject(408, "The head of the request did not come in time."))
+        if not getattr(error, "by_client", False):
+            self._note_request(error)
+            self._tell_wrong(self._reply)
+            if not self._reply.begun:
+                self._answer_with(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _answer_with(self, status: int, reason: str | None = None) -> None:
         self._reply.reset()
         self.send_error(status, None, reason)
         self._reply.end()
-        self.lingers = self.lingers or bool(self._body and not self._body.finished)
+        self._linger()
 
     def finish(self) -> None:
-        if self.wfile is not self._reply:
+        if self.wfile is self._reply:
+            self._http.end()
+        else:
             super().finish()
-        elif self._reply.half:
-            self._reply.cut()
-        elif self.lingers:
-            linger(self.connection)
 
 
 class _Unchanged(HTTPRequestHandler):

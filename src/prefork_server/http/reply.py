@@ -40,14 +40,6 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: a close, by whatever means
 _NO_RESET: Final = struct.pack("ii", 0, 0)
 
 
-def _send_none(data: Any) -> int:
-    return 0  # over TLS, and on sockets of others: that may have to wait
-
-
-def _say_nothing() -> None:
-    pass
-
-
 def is_real(file: Any) -> bool:
     """Whether what can be read of it is what its descriptor has: a GzipFile has one, too."""
     raw = file.raw if type(file) in (BufferedReader, BufferedRandom) else file
@@ -61,40 +53,33 @@ class Reply:
     attributes are slow.
     """
 
-    __slots__ = (
-        "_allow", "_beat", "_chunks", "_connection", "_rest", "_send_now", "_timeout", "begun",
-        "broken", "half", "handmade", "left", "length", "lines", "part", "pending",
-        "said_connection", "status", "streamed", "whole", "wrong",
-    )  # fmt: skip
-
+    connection: Any
+    timeout: float
     closed: bool = False  # it ends with its connection
-
-    def __init__(self, connection: Any, timeout: float) -> None:
-        self._connection = connection
-        self._timeout = timeout
-        # Anew after each piece. There is room for one only when the client has taken a part of
-        # what the kernel holds for it, a third or so: who takes a byte now and then is late.
-        self._allow = connection.allow if isinstance(connection, Waiting) else connection.settimeout
-        self._send_now = getattr(connection, "send_now", _send_none)
-        self._beat = connection._vigil.beat if isinstance(connection, Waiting) else _say_nothing
-        self.broken: bool = False  # whether a write has failed, after which none is tried
-        self.half: bool = False  # whether the client would take what it has for a whole answer
-        self.reset()
+    broken: bool = False  # whether a write has failed, after which none is tried
+    half: bool = False  # whether the client would take what it has for a whole answer
+    # Of the answer
+    part: int
+    lines: list[bytes]  # of the head, as the handler makes it
+    length: int | None  # what Content-Length says
+    pending: bool  # whether the head is complete, and has not left
+    begun: bool  # whether anything of it has left
+    whole: bool  # whether all of it has left, in one piece, and nothing is wrong
+    status: int = 0
+    left: int = 0
+    unusual: bool = False  # whether any of these differs:
+    handmade: bool = False  # whether the handler makes the chunks
+    said_connection: bool = False
+    wrong: str = ""  # what the handler did that is no answer, at first
+    streamed: int = 0  # bytes of a body that is not COUNTED
 
     def reset(self) -> None:
         """Before each request."""
-        self.part: int = NOTHING
-        self.lines: list[bytes] = []  # of the head, as the handler makes it
-        self.status: int = 0
-        self.length: int | None = None  # what Content-Length says
-        self.handmade: bool = False  # whether the handler makes the chunks
-        self.said_connection: bool = False
-        self.pending: bool = False  # whether the head is complete, and has not left
-        self.begun: bool = False  # whether anything of the answer has left
-        self.wrong: str = ""  # what the handler did that is no answer, at first
-        self.whole: bool = False  # whether all of it has left, in one piece, and nothing is wrong
-        self.left: int = 0
-        self.streamed: int = 0  # bytes of a body that is not COUNTED
+        self.part, self.lines, self.length, self.left = NOTHING, [], None, 0
+        self.pending = self.begun = self.whole = False
+        if self.unusual:
+            self.unusual = self.handmade = self.said_connection = False
+            self.wrong, self.status, self.streamed = "", 0, 0
 
     def writable(self) -> bool:
         return True
@@ -116,12 +101,13 @@ class Reply:
             self.write(line)
 
     def fileno(self) -> int:
-        fd: int = self._connection.fileno()
+        fd: int = self.connection.fileno()
         return fd
 
     def frame(self, status: int, head_only: bool, old: bool, closes: bool) -> bool:
         """Decide how the body goes; whether its end has to be that of the connection. ``old``:
         the client knows no chunks; ``closes``: the connection ends after this answer."""
+        self.unusual = True
         if status in (204, 205, 304) or head_only:
             self.part = HEAD_ONLY if head_only else BODILESS
             self.unframe(status in (204, 205))
@@ -153,6 +139,7 @@ class Reply:
 
     def fault(self, what: str, last: bool = False) -> None:
         """The handler did this, and it is no answer. ``last``: nothing is sent after it."""
+        self.unusual = True
         if not self.broken:  # else it is the connection that failed
             self.wrong = self.wrong or what
         self.whole = False
@@ -184,7 +171,8 @@ class Reply:
                 self._send_head(data)
             else:
                 self._send(data)
-        self._beat()  # who writes lives; the answer in one piece, above, is soon over
+        if isinstance(self.connection, Waiting):
+            self.connection.beat()  # the answer in one piece, above, is soon over
         return size
 
     def _framed(self, data: Any) -> Any:
@@ -262,20 +250,20 @@ class Reply:
 
     def interim(self, head: bytes) -> None:
         """An answer of the 100s: another is to follow."""
-        self._connection.sendall(head)
+        self.connection.sendall(head)
 
     def sendfile(self, file: Any, offset: int, count: int) -> None:
         """So many bytes of a real file, as a ``write`` of them; the kernel copies them."""
-        if self.part == COUNTED and hasattr(self._connection, "sendfile"):
+        if self.part == COUNTED and hasattr(self.connection, "sendfile"):
             self.flush()
             if count > self.left:
                 self.fault("a body is longer than its Content-Length, and the rest was dropped")
             count = min(count, self.left)
             with self._on_time():
                 while count > 0:
-                    self._allow(self._timeout)
+                    self._allow(self.timeout)
                     try:
-                        sent = self._connection.sendfile(file, offset, min(count, _PIECE))
+                        sent = self.connection.sendfile(file, offset, min(count, _PIECE))
                     except OSError:
                         self.left -= max(0, file.tell() - offset)
                         self._break_off(0)
@@ -291,7 +279,7 @@ class Reply:
 
     def cut(self) -> None:
         """Close the connection of an answer that is ``half``: the client is told by a reset."""
-        self._connection.close()
+        self.connection.close()
 
     # How it works
 
@@ -320,12 +308,14 @@ class Reply:
         self.half = half
         with suppress(OSError, AttributeError):  # gone already, or in a wrapper without options
             linger = _RESET if half else _NO_RESET
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     def _send(self, data: Any) -> None:
         self.begun = True
         try:
-            sent = self._send_now(data)
+            # On a socket of others that may have to wait.
+            ours = isinstance(self.connection, Waiting)
+            sent = self.connection.send_now(data) if ours else 0
         except OSError:
             self._break_off(memoryview(data).nbytes)
             raise
@@ -337,8 +327,8 @@ class Reply:
         try:
             with self._on_time():
                 while rest:
-                    self._allow(self._timeout)
-                    rest = rest[self._connection.send(rest) :]
+                    self._allow(self.timeout)
+                    rest = rest[self.connection.send(rest) :]
         finally:
             if rest:  # also where a signal handler of the program raised something
                 self._break_off(rest.nbytes)
@@ -346,11 +336,17 @@ class Reply:
     @contextmanager
     def _on_time(self) -> Iterator[None]:
         """Within, its client's time is the answer's; for who reads then, it is what it was."""
-        connection = self._connection
+        connection = self.connection
         ours = isinstance(connection, Waiting)
         before = connection._allowance if ours else connection.gettimeout()
         yield
         self._allow(before)
+
+    def _allow(self, seconds: Any) -> None:
+        """Anew after each piece. There is room for one only when the client has taken a part of
+        what the kernel holds for it, a third or so: one that takes a byte now and then is late."""
+        connection = self.connection
+        (connection.allow if isinstance(connection, Waiting) else connection.settimeout)(seconds)
 
     def _break_off(self, size: int) -> None:
         """So many bytes did not leave after all, and nothing can follow."""

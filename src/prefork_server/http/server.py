@@ -6,15 +6,13 @@ from functools import partial
 from http.server import HTTPServer
 from typing import Any
 
-from ..connection import Connection
 from ..listeners import Address
 from ..proxy import ProxyError
 from ..servers import _OwnServer
 from ..worker.accept_loop import AcceptLoop
-from .entrance import Entrance, turn_away
+from .connection import turn_away
 from .forwarded import believed
-from .standard import handler_class
-from .visit import Visit, parkable
+from .standard import handler_class, parked
 
 
 class PreforkHTTPServer(_OwnServer, HTTPServer):
@@ -61,23 +59,15 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
             return None
         if self._prefork_terms and not self._prefork_terms.handshake:
             return None  # it is left to the handler
-        make = parkable(self.RequestHandlerClass)
-        if make is None:
+        service = parked(self.RequestHandlerClass)
+        if service is None:
             return None
-        handler = make.func if isinstance(make, partial) else make
-        head_timeout = handler.head_timeout  # type: ignore[attr-defined]
-        proxies = self._prefork_proxies
-
-        def go_in(acceptor: Any, request: Any, peer: Any) -> None:
-            Visit(self, loop, acceptor, request, peer).begin(make)
-
-        def park(request: Any, peer: Any) -> None:
-            if type(request) is Connection and not proxies:
-                go_in(loop, request, peer)
-            else:
-                Entrance(self, loop, request, peer, go_in).begin(head_timeout)
-
-        return park
+        heartbeat = loop.heartbeat
+        service.server = self
+        service.begin, service.end = heartbeat.begin, heartbeat.end
+        service.is_over = heartbeat.is_over
+        service.keep, service.let_go = loop.keep, loop.let_go
+        return service.arrive
 
     def _prefork_greet(self, request: Any, peer: Any) -> Any:
         try:

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from types import FunctionType
 from typing import Any, Final
 
+from .connection import Parked, Service
 from .handler import HTTPRequestHandler
 
 # A class that has one of these reads its requests by itself.
@@ -84,3 +85,23 @@ def _replaced(handler: Any, kind: type) -> Callable[..., Any]:
     if type(handler) is functools.partial:
         return functools.partial(kind, *handler.args, **handler.keywords)
     return kind
+
+
+def parked(handler: Any) -> Service | None:
+    """How the connections of this handler class, or of the one in this ``functools.partial``, are
+    served, and parked meanwhile. None: it is not ours, or has its own way of handling them."""
+    kind, args, keywords = handler, (), {}
+    if type(handler) is functools.partial:
+        kind, args, keywords = handler.func, handler.args, handler.keywords
+    if not (
+        isinstance(kind, type)
+        and issubclass(kind, HTTPRequestHandler)
+        and kind.handle is HTTPRequestHandler.handle
+        and kind.handle_one_request is HTTPRequestHandler.handle_one_request
+    ):
+        return None
+    parked = type(kind.__name__, (Parked, kind), {"__module__": kind.__module__})
+    service = Service(parked, args, keywords)
+    service.simple = service.simple and kind.__new__ is HTTPRequestHandler.__new__
+    service.finishes = kind.finish is not HTTPRequestHandler.finish
+    return service

@@ -21,43 +21,37 @@ LINGER_BYTES: Final = 1 << 20  # and how much of it
 class Stream:
     """``buffer`` is what has come and was not used; ``seen`` of it hold no end of a head."""
 
-    def __init__(self, connection: Any, minimum_rate: float) -> None:
-        self.connection: Any = connection
-        self.buffer: bytes | bytearray = b""
-        self.seen: int = 0
-        self.ended: bool = False  # whether its client will say no more
-        self._rate = minimum_rate
-        self._patient = isinstance(connection, Waiting)
+    connection: Any
+    service: Any  # whose ``rate`` is the bytes a second that are to come at least
+    buffer: bytes | bytearray = b""
+    seen: int = 0
+    ended: bool = False  # whether its client will say no more
 
     def allow(self, seconds: float) -> None:
-        """The client may keep us waiting for so long in all, and a second more for each
-        ``minimum_rate`` bytes. On a socket that is not ours, at one time."""
-        if self._patient:
+        """The client may keep us waiting for so long in all, and a second more for each ``rate``
+        bytes. On a socket that is not ours, at one time."""
+        if isinstance(self.connection, Waiting):
             self.connection.allow(seconds)
         else:
             self.connection.settimeout(None if seconds == float("inf") else seconds)
 
     def fill_now(self) -> bool:
-        """Take what is there; False if that is nothing. It waits only on a socket that is not
-        ours, whose handler has a thread of its own, by its timeout."""
-        if not self._patient:
-            return self.fill()
+        """Take what is there; False if that is nothing."""
         data = self.connection.recv_now(SIZE)
-        if data and not self.buffer:
-            self.buffer = data
-            return True
         return data is not None and self.took(data)
 
     def fill(self) -> bool:
         """The same, and waits. Raises TimeoutError, by the rules of ``allow``."""
         data = self.connection.recv(SIZE)
-        if self._patient:
-            self.connection.allow_more(len(data) / self._rate)
+        if isinstance(self.connection, Waiting):
+            self.connection.allow_more(len(data) / self.service.rate)
         return self.took(data)
 
     def took(self, data: bytes) -> bool:
         """That was read; whether it was something, and not the end."""
-        if data:
+        if data and not self.buffer:
+            self.buffer = data
+        elif data:
             if type(self.buffer) is bytes:
                 self.buffer = bytearray(self.buffer)
             self.buffer += data

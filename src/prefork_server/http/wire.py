@@ -39,6 +39,7 @@ __all__ = [
     "check_reason",
     "escape",
     "find_head",
+    "known_requests",
     "read_head",
     "read_known",
 ]
@@ -180,12 +181,21 @@ class Request:
     and a port), is not kept alive: what follows might be it.
     """
 
-    __slots__ = ("method", "path", "said", "target")
+    __slots__ = ("method", "path", "said", "shown", "target")
 
     method: str
     target: str
     path: str
     said: Said  # shared by many
+    shown: tuple[str, str, bool]  # to a handler: path, version, whether the connection ends
+
+    def show(self) -> None:
+        """Make ``shown`` of the others."""
+        path = self.path
+        if path[:2] == "//":  # in a Location of a handler it would name another host
+            path = "/" + path.lstrip("/")
+        version = "HTTP/1.1" if self.said.late else "HTTP/1.0"
+        self.shown = (path, version, not self.said.keep_alive)
 
     @property
     def version(self) -> tuple[int, int]:
@@ -246,6 +256,9 @@ _METHODS: Final = {
 _HARMLESS: Final = bytes(set(range(33, 127)) - set(b"%#\\"))  # anywhere in a target
 
 
+known_requests: Final = _asked.get  # by all of the head, where the limits are LIMITS
+
+
 def read_known(data: bytes | bytearray, limits: Limits = LIMITS) -> Request | None:
     """The request, if ``data`` is just its head, and its fields are known; else None, which says
     nothing. What it returns is what ``find_head`` and ``read_head`` would."""
@@ -266,6 +279,7 @@ def read_known(data: bytes | bytearray, limits: Limits = LIMITS) -> Request | No
     request = Request()
     request.method, request.said = method, said
     request.target = request.path = target.decode("latin-1")
+    request.show()
     _asked.keep(data, request)
     return request
 
@@ -288,6 +302,7 @@ def read_head(head: bytes, limits: Limits = LIMITS) -> Request:
             request.said = said._replace(keep_alive=False)
         else:
             raise Reject(400, _TWO_HOSTS)
+    request.show()
     if plain and limits is LIMITS:
         _known.keep(head[found.end(2) + 1 :], said)
     return request

@@ -93,7 +93,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
         if self.forwarded_from:
             self._add_client(environ)
         environ["wsgi.input"] = self.rfile
-        add_request(environ, self._request, self.path)
+        add_request(environ, self._http.asked, self.path)
         return environ
 
     def _make_environ_of_connection(self) -> dict[str, Any]:
@@ -151,8 +151,8 @@ class WSGIRequestHandler(HTTPRequestHandler):
         """Make the head; ``length``: of the body, where that is known."""
         if self._status is None:
             raise RuntimeError("the application did not call start_response")
-        if self._body and self._body.fault:
-            raise self._body.fault  # whatever it makes of a request that is malformed
+        if self._http.body and self._http.body.fault:
+            raise self._http.body.fault  # whatever it makes of a request that is malformed
         code, reason = self._status
         reply = self._reply
         if "date" in self._said or "server" in self._said:
@@ -207,7 +207,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
                 f"the answer is {reply.left} bytes shorter than the Content-Length of the "
                 "application"
             )
-        if reply.part == COUNTED and not (reply.pending or reply.wrong or self._body):
+        if reply.part == COUNTED and not (reply.pending or reply.wrong or self._http.body):
             self._over = True  # nearly every answer
         else:
             self._end(reply)
@@ -257,8 +257,8 @@ class WSGIRequestHandler(HTTPRequestHandler):
         reply = self._reply
         if isinstance(error, Reject) or getattr(error, "by_client", False):
             raise error
-        if self._body and self._body.fault and not reply.begun:
-            raise self._body.fault
+        if self._http.body and self._http.body.fault and not reply.begun:
+            raise self._http.body.fault
         master = getattr(self.server, "master", None)
         if master:  # handle_request() has none
             master.heartbeat.fail(error)
