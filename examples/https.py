@@ -19,11 +19,7 @@ class Hello(HTTPRequestHandler):
     def do_GET(self) -> None:  # noqa: N802 - http.server's name
         who, tls = self.client_address[0], self.connection.version()
         body = f"Hello {who} from process {os.getpid()}, by {tls}\n".encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.respond(200, body, "text/plain; charset=utf-8")
 
 
 def make_certificate(path: str) -> None:

@@ -13,11 +13,7 @@ class Slow(HTTPRequestHandler):
             time.sleep(1)  # a database, or a service of somebody else's
         name, generation = threading.current_thread().name, current_master().generation
         body = f"{name}, generation {generation}\n".encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.respond(200, body, "text/plain; charset=utf-8")
 
 
 if __name__ == "__main__":

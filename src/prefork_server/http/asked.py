@@ -77,7 +77,7 @@ class Asked(BaseHTTPRequestHandler):
         if self._http:
             self._http.dirty = True
 
-    def forget(self) -> None:
+    def forget_request(self) -> None:
         """What was made of the request before this one."""
         self._made_file = self._made_line = self._made_headers = None
 

@@ -340,17 +340,19 @@ class HTTPConnection(Stream, Guest):
         if self.asked.expects_continue and not self.buffer and not reply.begun:
             reply.interim(_CONTINUE)
 
-    def is_welcome(self) -> bool:
-        """Whether what is left of the body may be skipped, and the next request be read."""
+    def is_last(self) -> bool:
+        """Whether the connection ends after this answer, whatever the handler wants."""
+        if self.served >= self.handler.max_requests or self.service.is_over():
+            return True
         body = self.body
         if body is None or body.finished:
-            return True
+            return False
         waits = self.asked.expects_continue and not body.started
-        return not (waits or body.left is None or body.left > ENOUGH)
+        return waits or body.left is None or body.left > ENOUGH  # it would have to be skipped
 
     def _forget(self) -> None:
         self.dirty, self.body = False, None
-        self.handler.forget()
+        self.handler.forget_request()
 
     def _complete(self) -> None:
         """After the handler's method, where that was not all."""

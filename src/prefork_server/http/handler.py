@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from http import HTTPStatus
@@ -24,7 +25,7 @@ from .access import log_answer
 from .asked import Asked
 from .connection import Held
 from .heads import NO_PHRASE, beginnings, fields, status_line
-from .reply import COUNTED, HEAD, NOTHING, OVER, TUNNEL, Reply, is_real
+from .reply import COUNTED, HEAD, JOINED, NOTHING, OVER, TUNNEL, Reply, is_real
 from .stream import Rest, is_connection
 from .wire import LIMITS, Limits, Reject
 
@@ -32,6 +33,7 @@ _CLOSE, _KEEP = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 _REFUSED = ("code %d, message %s", "Request timed out: %r")  # http.server's words
 _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
 _ASKED = "the request: "  # begins a note of an exception
+_SAYS = ("send_response", "send_response_only", "send_header", "end_headers", "log_request")
 _new = object.__new__
 
 
@@ -85,12 +87,16 @@ class HTTPRequestHandler(Asked):
     _theirs: type | None = None  # the class for which this one serves, see ``standard``
     _logs = False
     _plain = True
+    _repeats = True  # whether the head of respond() may be sent again
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls.parses = cls.parse_request is not HTTPRequestHandler.parse_request
         cls._logs = cls.log_request is not HTTPRequestHandler.log_request
         cls._plain = cls.send_response_only is HTTPRequestHandler.send_response_only
+        cls._repeats = all(
+            getattr(cls, name) is getattr(HTTPRequestHandler, name) for name in _SAYS
+        )
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
         kind: Any = cls
@@ -196,6 +202,46 @@ class HTTPRequestHandler(Asked):
 
     # The answer
 
+    def respond(
+        self,
+        status: int,
+        body: bytes,
+        content_type: str,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Send a whole answer: ``self.respond(200, b"hello", "text/plain")``.
+
+        It is what ``send_response()``, ``send_header()`` for ``Content-Type``,
+        ``Content-Length`` and each of ``headers``, ``end_headers()`` and ``wfile.write(body)``
+        send, at half the cost; methods of these names in a subclass are called. To a HEAD the
+        body is not sent. Nothing may be said before or after it. Raises TypeError for a body
+        that is not bytes, and ValueError for what no field can hold: then nothing has left.
+        """
+        reply, size = self._reply, len(body)
+        second = int(time.time())
+        key = type(self), self.protocol_version, status, content_type, size
+        head = beginnings.get(key) if second == beginnings.second else None
+        if (
+            head is not None
+            and not (headers or reply.part or self.close_connection or self._http.is_last())
+            and not (self.logs_requests or self.command == "HEAD")
+            and self.request_version != "HTTP/1.0"
+        ):
+            reply.send_whole(status, head, body)
+            return
+        if not isinstance(body, bytes):
+            raise TypeError(f"the body of an answer is bytes, not {body!r:.100}")
+        once = reply.part or headers or status in _PECULIAR or size > JOINED
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(size))
+        for name, value in headers:
+            self.send_header(name, value)
+        if self._repeats and not once:
+            beginnings.keep(key, b"".join((*reply.lines, b"\r\n")))
+        self.end_headers()
+        self.wfile.write(body)
+
     def send_response(self, code: int, message: str | None = None) -> None:
         if self._logs or self.logs_requests:
             self.log_request(code)
@@ -289,12 +335,7 @@ class HTTPRequestHandler(Asked):
         elif not self._choose_mode(reply):
             return
         if not self.close_connection:
-            http = self._http
-            self.close_connection = bool(
-                http.served >= self.max_requests
-                or http.service.is_over()
-                or (http.body and not http.is_welcome())
-            )
+            self.close_connection = self._http.is_last()
         if not reply.said_connection:
             if self.close_connection:
                 reply.lines.append(_CLOSE)
@@ -324,7 +365,7 @@ class HTTPRequestHandler(Asked):
                 reply.interim(b"".join((*reply.lines, b"\r\n")))
             wrong = reply.wrong
             reply.reset()
-            reply.wrong = wrong
+            reply.wrong, reply.unusual = wrong, True
             return False
         self.close_connection |= reply.frame(
             status, self.command == "HEAD", old, self.close_connection
@@ -383,7 +424,7 @@ class HTTPRequestHandler(Asked):
 
     def refuse(self, fault: Reject) -> None:
         """Answer what is not even the head of a request."""
-        self.forget()
+        self.forget_request()
         self.command, self.path, self.requestline = "", "", ""
         self.client_address = self._http.peer
         self._reply.reset()

@@ -1,6 +1,7 @@
 """The heads of answers. They repeat themselves: each line is checked and encoded once."""
 
 from http.server import BaseHTTPRequestHandler
+from typing import Any, Final
 
 from .memo import Memo
 from .wire import check_field, check_reason
@@ -8,8 +9,12 @@ from .wire import check_field, check_reason
 NO_PHRASE = ("",)
 
 
-class _Beginnings(dict[tuple[type, str, int], bytes]):
-    """Status line, Server and Date, by handler class, version and status: good for a second."""
+_MOST: Final = 1024  # of one second; a handler may choose another length for each answer
+
+
+class _Beginnings(dict[tuple[Any, ...], bytes]):
+    """Status line, Server and Date, by handler class, version and status; whole heads, by type
+    and length of the body, too. Good for a second."""
 
     second: int = 0
 
@@ -22,8 +27,13 @@ class _Beginnings(dict[tuple[type, str, int], bytes]):
         start = status_line[version, code, handler.responses.get(code, NO_PHRASE)[0]]
         server, _, _ = fields["Server", handler.version_string()]
         date, _, _ = fields["Date", handler.date_time_string(now)]
-        self[type(handler), version, code] = beginning = start + server + date
-        return beginning
+        return self.keep((type(handler), version, code), start + server + date)
+
+    def keep(self, key: tuple[Any, ...], head: bytes) -> bytes:
+        if len(self) >= _MOST:
+            self.clear()
+        self[key] = head
+        return head
 
 
 beginnings: _Beginnings = _Beginnings()

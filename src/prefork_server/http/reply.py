@@ -20,7 +20,7 @@ from .wire import Chunks, Limits, Reject
 # Bytes of a file that are sent at once. The client has ``write_timeout`` for each, in all: with
 # a mebibyte that cut off who took 30 KB a second. Half of it costs 0.1 s of CPU more a GiB.
 _PIECE = 1 << 17
-_JOINED = 1 << 16  # bytes; longer ones are not copied to stand behind their head
+JOINED: Final = 1 << 16  # bytes; longer ones are not copied to stand behind their head
 
 # The part of the answer that comes next.
 NOTHING: Final = 0  # the status line
@@ -152,7 +152,7 @@ class Reply:
     # What the handler calls it with
 
     def write(self, data: Any) -> int:
-        if self.pending and type(data) is bytes and 0 < len(data) == self.left <= _JOINED:
+        if self.pending and type(data) is bytes and 0 < len(data) == self.left <= JOINED:
             # Nearly every answer: all of it, in one piece.
             size, self.left = self.left, 0
             self.pending = False
@@ -174,6 +174,12 @@ class Reply:
         if isinstance(self.connection, Waiting):
             self.connection.beat()  # the answer in one piece, above, is soon over
         return size
+
+    def send_whole(self, status: int, head: bytes, body: bytes) -> None:
+        """An answer of which nothing was said before, and nothing is to follow."""
+        self.status, self.part, self.length = status, COUNTED, len(body)
+        self._send(head + body)
+        self.whole = True
 
     def _framed(self, data: Any) -> Any:
         """What is to be sent of so much more of the body: all that was written passes here."""
@@ -273,7 +279,7 @@ class Reply:
                     offset, count, self.left = offset + sent, count - sent, self.left - sent
             return
         file.seek(offset)
-        while count > 0 and (data := file.read(min(count, _JOINED))):
+        while count > 0 and (data := file.read(min(count, JOINED))):
             self.write(data)
             count -= len(data)
 
@@ -294,7 +300,7 @@ class Reply:
         self.pending = False
         lines, self.lines = self.lines, []
         lines.append(b"\r\n")
-        if len(body) <= _JOINED:
+        if len(body) <= JOINED:
             lines.append(body)
             self._send(b"".join(lines))
         else:

@@ -18,12 +18,12 @@ from .handler import HTTPRequestHandler
 _OWN_WAY: Final = ("handle", "handle_one_request", "parse_request")
 
 # Methods of ours that http.server's have not. A class that has one by such a name means
-# something else by it, and ours would call it.
+# something else by it, and ours would call it; respond() is for user code alone.
 _OURS: Final = frozenset(
     name
     for name, value in vars(HTTPRequestHandler).items()
     if type(value) is FunctionType and not hasattr(SimpleHTTPRequestHandler, name)
-)
+) - {"respond"}
 
 
 class _Lines:

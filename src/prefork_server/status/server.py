@@ -69,20 +69,13 @@ class _Handler(HTTPRequestHandler):
     }
 
     def _send(self, status: int, kind: str, text: str, *fields: tuple[str, str]) -> None:
-        body = text.encode()
-        self.send_response(status)
-        for name, value in (
-            ("Content-Type", kind),
-            ("Content-Length", str(len(body))),
+        always = (
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
             ("Cross-Origin-Resource-Policy", "same-origin"),
             ("Referrer-Policy", "no-referrer"),
-            *fields,
-        ):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        )
+        self.respond(status, text.encode(), kind, (*always, *fields))
 
     def log_error(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
         pass  # what strangers ask for here is no news
