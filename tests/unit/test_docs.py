@@ -196,6 +196,8 @@ def test_each_test_that_a_page_names_is_there_once() -> None:
     for page in (*ROOT.glob("*.md"), *DOCS.glob("*.md"), ROOT / "tests/FAULTS.md"):
         for named in re.findall(r"(test_\w+\.py)(?:#|::)(test_\w+)", page.read_text()):
             assert there[named] == 1, f"{page.name}: {named}"
+        for named in re.findall(r"tests/[\w/]+\.\w+", page.read_text()):
+            assert (ROOT / named).exists(), f"{page.name}: {named}"
 
 
 @pytest.mark.parametrize("name", [*PAGES, *ROOMS])
