@@ -118,6 +118,28 @@ def test_what_cannot_stand_in_a_head_is_no_more_sent_by_the_name_of_the_base() -
     assert answer.endswith(b"refused") and b"Set-Cookie" not in answer
 
 
+class Shop(HTTPRequestHandler):
+    def __init_subclass__(cls, *, greeting: bytes) -> None:
+        cls.greeting = greeting
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.greeting)
+
+
+class Polite(Shop, greeting=b"welcome"):
+    pass
+
+
+def test_a_class_whose_derived_classes_want_arguments_is_served() -> None:
+    assert ask(Polite, KEPT + LAST).count(b"welcome") == 2
+
+
+def test_a_request_to_a_handler_without_methods_is_a_501() -> None:
+    assert ask(BaseHTTPRequestHandler).startswith(b"HTTP/1.0 501 ")
+
+
 class Reads(Plain):
     def handle_one_request(self) -> None:
         self.wfile.write(self.rfile.readline() + str(isinstance(self, HTTPRequestHandler)).encode())

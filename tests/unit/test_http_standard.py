@@ -51,6 +51,20 @@ def test_a_respond_of_its_own_is_no_reason() -> None:
     assert issubclass(handler_class(kind), HTTPRequestHandler)
 
 
+class Routed(http.server.BaseHTTPRequestHandler):
+    def __init_subclass__(cls, *, path: str) -> None:
+        pass
+
+
+class Shop(Routed, path="/shop"):
+    pass
+
+
+@pytest.mark.parametrize("kind", [http.server.BaseHTTPRequestHandler, Shop])
+def test_a_class_of_which_no_other_can_be_made_stays_as_it_is(kind: Any) -> None:
+    assert handler_class(kind) is kind
+
+
 @pytest.mark.parametrize("kind", [Own, socketserver.StreamRequestHandler, print, None])
 def test_what_is_ours_or_no_class_for_http_server_stays_as_it_is(kind: Any) -> None:
     assert handler_class(kind) is kind

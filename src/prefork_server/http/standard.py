@@ -64,8 +64,8 @@ class _Standard(HTTPRequestHandler):
 
 def handler_class(handler: Any) -> Any:
     """The class that serves for this one, or for the one in this ``functools.partial``; the
-    same, if it is no class for ``http.server``, is one of ours already, or reads its requests
-    by itself, or from a file without a buffer, as for a subprocess."""
+    same, if it is no class for ``http.server``, is one of ours already, reads its requests by
+    itself, or from a file without a buffer, as for a subprocess, or allows no derived class."""
     kind = handler.func if type(handler) is functools.partial else handler
     if (
         not (isinstance(kind, type) and issubclass(kind, BaseHTTPRequestHandler))
@@ -78,7 +78,11 @@ def handler_class(handler: Any) -> Any:
     ):
         return handler
     names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "_theirs": kind}
-    return _replaced(handler, type(kind.__name__, (kind, _Standard), names))
+    try:
+        made = type(kind.__name__, (kind, _Standard), names)
+    except TypeError:  # by its own __init_subclass__, or it is BaseHTTPRequestHandler itself
+        return handler
+    return _replaced(handler, made)
 
 
 def _replaced(handler: Any, kind: type) -> Callable[..., Any]:
