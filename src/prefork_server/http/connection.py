@@ -49,6 +49,9 @@ def turn_away(request: Any) -> None:
 class Parked(BaseRequestHandler):
     """Goes before a handler class: nothing is served while it is made, and it ends later."""
 
+    def __init_subclass__(cls) -> None:
+        pass  # that of the handler class may want arguments, and has been called for it
+
     def handle(self) -> None:
         pass
 
