@@ -10,7 +10,6 @@ TYPE_CHECKING = False  # for type checkers it is True; typing itself takes longe
 if TYPE_CHECKING:
     from .aio import PreforkAsyncioServer as PreforkAsyncioServer
     from .aio import run_asyncio as run_asyncio
-    from .connection import Connection
     from .counter import SharedCounter
     from .errors import BindError, BootError, ConfigError, PreforkError
     from .here import current_master
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
         PreforkUnixStreamServer,
     )
     from .settings import Settings
+    from .sockets.connection import Connection
     from .stats import Stats
     from .worker.master_handle import MasterHandle
 
@@ -55,7 +55,7 @@ if _origin.VARIABLE in _origin.ENVIRONMENT:  # before it starts anything
 __version__ = "0.1.0"
 
 _HOMES = {
-    "connection": ("Connection",),
+    "sockets.connection": ("Connection",),
     "counter": ("SharedCounter",),
     "errors": ("BindError", "BootError", "ConfigError", "PreforkError"),
     "job": ("Hooks",),

@@ -14,6 +14,7 @@ its chosen worker does not take, and both are seen to:
 
 import errno
 import logging
+import math
 import os
 import select
 import socket
@@ -22,10 +23,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from .connection import Connection
 from .scoreboard import SECOND
 from .signals import Relay
-from .vigil import Vigil
+from .sockets.connection import SLICE, Connection, Watch, has_slice
 
 COURTESY_NS: Final = SECOND // 1000  # time enough for a sibling to wake up
 _CROWD = 16  # connections in a queue: enough for all who are awake, and who are waking up
@@ -71,20 +71,25 @@ class Acceptor:
         listeners: Sequence[socket.socket],
         relay: Relay,
         epoll: select.epoll,
-        vigil: Vigil,
+        watch: Watch,
         client_timeout: float | None,
         logger: logging.Logger,
     ) -> None:
         self.listeners: dict[int, socket.socket] = {s.fileno(): s for s in listeners}
         self.relay: Relay = relay
-        self.vigil: Vigil = vigil  # of its connections
-        self.wrap: Callable[[socket.socket, Vigil], Any] | None = None  # for TLS
+        self.watch: Watch = watch  # of its connections
+        self.wrap: Callable[[socket.socket, Watch], Any] | None = None  # for TLS
         self.taken: socket.socket | None = None  # the last one, for whoever decides on the turns
         self.resting_until_ns: int = 0
         self._sockets = list(listeners)
         # Plain numbers, asked once: as enums they cost 2 microseconds a connection.
         self._kinds = {s.fileno(): (int(s.family), int(s.type), s.proto) for s in listeners}
         self._client_timeout = None if client_timeout is None else float(client_timeout)
+        # A short limit is to be kept exactly, and a beat is to come in time.
+        waits = (
+            min(watch.pause, math.inf if client_timeout is None else client_timeout / 4) >= SLICE
+        )
+        self._sliced = {s.fileno() for s in listeners if waits and has_slice(s)}
         self.logger: logging.Logger = logger
         self._answering: dict[int, Connection] = {}
         self._epoll = epoll
@@ -102,10 +107,15 @@ class Acceptor:
         """Take one connection. None: there is none after all. OSError: the listener is broken."""
         try:
             fd, peer = _accept(listener)
-            kinds = self._kinds[listener.fileno()]
-            connection: Any = Connection(*kinds, fd, self.vigil, self._client_timeout)
+            at = listener.fileno()
+            connection: Any = Connection(*self._kinds[at], fd)
+            if socket.getdefaulttimeout() is not None:
+                connection.settimeout(None)  # it would wait below us, without a beat
+            connection.watch, connection.client_timeout = self.watch, self._client_timeout
+            if at in self._sliced:
+                connection.first_flags = 0
             if self.wrap:
-                connection = self.wrap(connection, self.vigil)
+                connection = self.wrap(connection, self.watch)
         except OSError as error:
             self.failed(error)
             return None
@@ -152,8 +162,9 @@ class Acceptor:
         answering = self._answering.get(fd)
         if answering is None or answering.fileno() < 0:  # a handler has closed it
             copy = os.dup(fd)
-            answering = Connection(*self._kinds[fd], copy, self.vigil, self._client_timeout)
-            self._answering[fd] = answering
+            self._answering[fd] = answering = Connection(*self._kinds[fd], copy)
+            answering.watch = self.watch
+            answering.settimeout(self._client_timeout)
         return answering
 
     def took(self, connection: object) -> None:

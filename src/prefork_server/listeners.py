@@ -20,6 +20,7 @@ from .errors import BindError, ConfigError
 from .forks import keep_from_forks
 from .inheritance import Legacy, inheritance, take_over
 from .paths import bind_unix, give, identity, is_lost
+from .sockets.connection import SLICE, set_slice
 from .text import printable
 
 _T = TypeVar("_T")
@@ -422,6 +423,8 @@ def bind(sock: socket.socket, address: Address, backlog: int, options: Iterable[
             return Listener(sock, path, key, queue)
         for option in options:
             sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        if stream:
+            set_slice(sock, SLICE)
         if address.v6only:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         _while_in_use(lambda: sock.bind(address.name), address)

@@ -13,7 +13,7 @@ import time
 from functools import partial
 from typing import Any, Final
 
-from .vigil import Waiting
+from .sockets.connection import Waiting
 
 MOST: Final = 4096
 """Bytes of a header. 536 always have to be taken; the rest is for what it says of TLS."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from .acceptor import ENTRANCE
 from .settings import Settings
-from .vigil import Waiting
+from .sockets.connection import Waiting
 from .worker.accept_loop import AcceptLoop, Taken
 
-_STANDARD = (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request)
+_STANDARD = (socketserver.__name__, f"{__package__}.servers")
 
 
 class Reception:
@@ -37,7 +37,7 @@ class Reception:
         self.accept: Callable[[socket.socket], Taken | None]
         self.process: Callable[[Any, Any], object] = process
         stream = server.socket_type == socket.SOCK_STREAM
-        foreign = type(server).get_request not in _STANDARD
+        foreign = type(server).get_request.__module__ not in _STANDARD
         if stream and (foreign or acceptor.wrap):
             acceptor.lend()
             # How long a handler may be silent whose waiting is not ours.
@@ -97,8 +97,8 @@ class Reception:
         if is_tls(request):
             from .tls import adopt
 
-            return adopt(request, acceptor.vigil, request.gettimeout())
-        return acceptor.wrap(request, acceptor.vigil) if acceptor.wrap else request
+            return adopt(request, acceptor.watch, request.gettimeout())
+        return acceptor.wrap(request, acceptor.watch) if acceptor.wrap else request
 
 
 def is_tls(sock: object) -> bool:

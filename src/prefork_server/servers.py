@@ -28,6 +28,7 @@ from .listeners import (
 from .logfiles import logger_named
 from .mixin import PreforkMixIn
 from .settings import FilePath, Settings, SettingsKeywords, settle
+from .sockets.connection import set_slice
 
 if TYPE_CHECKING:
     import ssl
@@ -129,6 +130,13 @@ class _OwnServer(PreforkMixIn):
             if listener:
                 listener.leave()
         self.socket.close()
+
+    def get_request(self) -> Any:
+        """As ever; in a worker, connections are accepted in another way."""
+        request, peer = super().get_request()
+        if self.socket_type == socket.SOCK_STREAM:
+            set_slice(request, 0)
+        return request, peer
 
     def handle_request(self) -> None:
         """As ever, in this process; refused where that would speak plain text to TLS clients, or

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ConfigError
-from .vigil import Vigil, Waiting
+from .sockets.connection import Waiting, Watch
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -103,7 +103,7 @@ class TLSConnection(Waiting, ssl.SSLSocket):
 
     def shake_hands(self, seconds: float) -> None:
         """The same, after so many seconds."""
-        last = time.monotonic() + min(seconds, self._patience or seconds)
+        last = time.monotonic() + min(seconds, self.client_timeout or seconds)
         self._persist(super().do_handshake, True, None, last=last)
         self._asked = False  # it has only connected
 
@@ -151,7 +151,7 @@ class TLSConnection(Waiting, ssl.SSLSocket):
                 try:
                     result = operation(*args)
                 except _UNFINISHED as wants:
-                    if self._patience == 0:
+                    if self.client_timeout == 0:
                         raise
                     if reading and self._hasty == threading.get_ident():
                         raise BlockingIOError(errno.EAGAIN, "nothing yet") from None
@@ -165,7 +165,7 @@ class TLSConnection(Waiting, ssl.SSLSocket):
                     self._asked = self._asked or (reading and read)
                 else:
                     self._asked = reading
-                    self._vigil.beat()
+                    self.watch.beat()
                     return result
         except _UNFINISHED:  # a timeout of 0 is the handler's own wish
             raise
@@ -180,27 +180,26 @@ def _beginning(data: "ReadableBuffer") -> "ReadableBuffer":
     return memoryview(data).cast("B")[:_PIECE]
 
 
-def adopt(sock: Any, vigil: Vigil, patience: float | None) -> ssl.SSLSocket:
+def adopt(sock: Any, watch: Watch, client_timeout: float | None) -> ssl.SSLSocket:
     """Have it wait as a ``TLSConnection``; one of a class of the program's own stays as it is."""
     if type(sock) is ssl.SSLSocket:
         sock.setblocking(False)
         sock.__class__ = TLSConnection
-        vars(sock).update(_vigil=vigil, _patience=patience, _asked=False, _hasty=0)
-        sock.allow(float("inf"))  # type: ignore[attr-defined]
+        vars(sock).update(watch=watch, client_timeout=client_timeout)
     return sock  # type: ignore[no-any-return]
 
 
 def shake_hands(request: Any, seconds: float) -> None:
     """Before anything is read; it may take so long. An OSError of it is ``by_client``."""
     if isinstance(request, ssl.SSLSocket):
-        patience = request.gettimeout()
+        client_timeout = request.gettimeout()
         try:
             if isinstance(request, TLSConnection):
                 request.shake_hands(seconds)
             else:
-                request.settimeout(min(seconds, patience or seconds))
+                request.settimeout(min(seconds, client_timeout or seconds))
                 request.do_handshake()
-                request.settimeout(patience)
+                request.settimeout(client_timeout)
         except OSError as failure:
             failure.by_client = True  # type: ignore[attr-defined]
             raise
@@ -213,13 +212,13 @@ class Terms(NamedTuple):
     handshake: bool
     ragged: bool
 
-    def wrap(self, connection: socket.socket, vigil: Vigil) -> ssl.SSLSocket:
+    def wrap(self, connection: socket.socket, watch: Watch) -> ssl.SSLSocket:
         """TLS from here on, the handshake yet to come. OSError: the client is gone."""
-        patience = connection.gettimeout()
+        client_timeout = connection.gettimeout()
         with connection:  # it is empty after this, or to be closed
             connection.getpeername()  # after a reset, wrap_socket fails and leaves one unclosed
             wrapped = self.context.wrap_socket(connection, True, False, self.ragged)
-        return adopt(wrapped, vigil, patience)
+        return adopt(wrapped, watch, client_timeout)
 
 
 def terms(context: Any) -> Terms:

@@ -16,7 +16,6 @@ import pytest
 
 from prefork_server import Connection
 from prefork_server.signals import Bell
-from prefork_server.vigil import Vigil
 
 PAUSE = 0.02
 
@@ -28,9 +27,12 @@ class Worker:
         self.beats = 0
         self.over = False
         self.bell = Bell()
-        self.vigil = Vigil(self._beat, lambda: self.over, self.bell.fileno(), self.bell.hush, PAUSE)
+        self.wake_fd, self.hush, self.pause = self.bell.fileno(), self.bell.hush, PAUSE
 
-    def _beat(self) -> None:
+    def is_over(self) -> bool:
+        return self.over
+
+    def beat(self) -> None:
         self.beats += 1
 
     def retire(self) -> None:
@@ -40,7 +42,12 @@ class Worker:
     def connect(self, patience: float | None = 5.0) -> tuple[Connection, socket.socket]:
         ours, theirs = socket.socketpair()
         family, kind = int(ours.family), int(ours.type)
-        return Connection(family, kind, 0, ours.detach(), self.vigil, patience), theirs
+        return self.attend(Connection(family, kind, 0, ours.detach()), patience), theirs
+
+    def attend(self, ours: Connection, client_timeout: float | None) -> Connection:
+        ours.watch = self
+        ours.settimeout(client_timeout)
+        return ours
 
 
 @pytest.fixture
@@ -216,7 +223,7 @@ def test_a_slow_reader_of_a_file_is_given_up(worker: Worker, tmp_path: Path) -> 
 def test_a_client_that_was_answered_and_is_silent_reads_as_the_end(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 4 * PAUSE)
+    monkeypatch.setattr("prefork_server.sockets.connection.FAREWELL", 4 * PAUSE)
     ours, theirs = worker.connect()
     with ours, theirs:
         theirs.sendall(b"ask")
@@ -245,7 +252,7 @@ def test_who_has_begun_to_ask_is_waited_for(worker: Worker) -> None:
 def test_who_has_only_connected_gets_a_second(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 4 * PAUSE)
+    monkeypatch.setattr("prefork_server.sockets.connection.FAREWELL", 4 * PAUSE)
     worker.retire()
     ours, theirs = worker.connect()
     with ours, theirs:
@@ -337,7 +344,7 @@ def test_out_of_band_data_does_not_spin(worker: Worker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         theirs = socket.create_connection(server.getsockname())
         accepted, _ = server.accept()
-        ours = Connection(2, 1, 0, accepted.detach(), worker.vigil, 10 * PAUSE)
+        ours = worker.attend(Connection(2, 1, 0, accepted.detach()), 10 * PAUSE)
         with ours, theirs:
             theirs.send(b"!", socket.MSG_OOB)
             with pytest.raises(TimeoutError):
@@ -351,13 +358,13 @@ def full_queue(worker: Worker, tmp_path: Path) -> Iterator[tuple[Connection, soc
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
         client.bind(str(tmp_path / "client"))
         plain = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        ours = Connection(int(plain.family), int(plain.type), 0, plain.detach(), worker.vigil, 0)
+        ours = worker.attend(Connection(int(plain.family), int(plain.type), 0, plain.detach()), 0)
         with ours, pytest.raises(BlockingIOError):
             while True:
                 ours.sendto(b"x", client.getsockname())
         plain = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with Connection(
-            int(plain.family), int(plain.type), 0, plain.detach(), worker.vigil, 0.3
+        with worker.attend(
+            Connection(int(plain.family), int(plain.type), 0, plain.detach()), 0.3
         ) as answering:
             yield answering, client
 

@@ -119,7 +119,7 @@ def test_on_a_socket_that_is_not_ours_it_is_waited_for_as_well() -> None:
 
 
 def test_a_worker_that_goes_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefork_server.vigil.FAREWELL", PAUSE)
+    monkeypatch.setattr("prefork_server.sockets.connection.FAREWELL", PAUSE)
     worker = Worker()
     worker.retire()
     ours, theirs = worker.connect(None)

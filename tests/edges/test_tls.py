@@ -51,7 +51,7 @@ def pair(
             patience: float | None = 5.0, ragged: bool = True
         ) -> tuple[TLSConnection, ssl.SSLSocket]:
             plain, other = worker.connect(patience)
-            ours = Terms(server_context, True, ragged).wrap(plain, worker.vigil)
+            ours = Terms(server_context, True, ragged).wrap(plain, worker)
             assert isinstance(ours, TLSConnection) and plain.fileno() == -1
             made: list[ssl.SSLSocket] = []
             client = threading.Thread(
@@ -185,7 +185,7 @@ def test_lines_are_read_through_makefile(pair: Pair) -> None:
 def test_who_has_asked_for_nothing_reads_as_the_end_when_the_worker_is_to_go(
     worker: Worker, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 4 * PAUSE)
+    monkeypatch.setattr("prefork_server.sockets.connection.FAREWELL", 4 * PAUSE)
     ours, theirs = pair()
     later(worker.retire)
     assert ours.recv(10) == ours.recv(10) == b""
@@ -199,10 +199,10 @@ def test_who_has_asked_for_nothing_reads_as_the_end_when_the_worker_is_to_go(
 def test_who_has_only_connected_is_let_go_in_the_handshake(
     worker: Worker, server_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork_server.vigil.FAREWELL", 2 * PAUSE)
+    monkeypatch.setattr("prefork_server.sockets.connection.FAREWELL", 2 * PAUSE)
     worker.retire()
     plain, other = worker.connect(None)
-    with other, Terms(server_context, True, True).wrap(plain, worker.vigil) as ours:
+    with other, Terms(server_context, True, True).wrap(plain, worker) as ours:
         with pytest.raises(ConnectionAbortedError) as error:
             ours.do_handshake()
         assert error.value.by_client  # type: ignore[attr-defined]
@@ -224,7 +224,7 @@ def test_a_handshake_that_trickles_in_is_given_up(
     client = threading.Thread(target=trickle)
     client.start()
     with other:
-        with Terms(server_context, True, True).wrap(plain, worker.vigil) as ours:
+        with Terms(server_context, True, True).wrap(plain, worker) as ours:
             with pytest.raises(TimeoutError) as error:
                 ours.do_handshake()
             assert error.value.by_client and ours.gettimeout() is None  # type: ignore[attr-defined]
@@ -236,7 +236,7 @@ def test_nonsense_is_by_the_client(
     worker: Worker, pair: Pair, server_context: ssl.SSLContext
 ) -> None:
     plain, other = worker.connect()
-    with other, Terms(server_context, True, True).wrap(plain, worker.vigil) as ours:
+    with other, Terms(server_context, True, True).wrap(plain, worker) as ours:
         other.sendall(b"GET / HTTP/1.0\r\n\r\n")
         with pytest.raises(ssl.SSLError) as error:
             ours.do_handshake()
@@ -303,4 +303,4 @@ def test_a_class_of_the_programs_own_stays_what_it_is(worker: Worker) -> None:
     context.sslsocket_class = Theirs
     plain, other = worker.connect()
     with other, context.wrap_socket(plain, True, False) as sock:
-        assert adopt(sock, worker.vigil, 1) is sock and type(sock) is Theirs
+        assert adopt(sock, worker, 1) is sock and type(sock) is Theirs

@@ -419,7 +419,7 @@ def test_a_handshake_that_finds_no_room_waits_for_room_and_for_nothing_else(
         acceptor, worker = Bench(stack).loop(), Worker()
         stack.callback(worker.bell.close)
         plain, theirs = worker.connect()
-        ours: Any = stack.enter_context(Terms(server_side, True, False).wrap(plain, worker.vigil))
+        ours: Any = stack.enter_context(Terms(server_side, True, False).wrap(plain, worker))
         wire = Wire(stack.enter_context(theirs), trusting)
         full = fill(ours)
         service.keep, service.let_go = acceptor.keep, acceptor.let_go

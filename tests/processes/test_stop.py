@@ -230,7 +230,7 @@ def test_without_clients_no_time_is_lost(start: Starter) -> None:
         # Seconds: a wait for clients does not end in this test.
         put("worker.accept_loop.HANDSHAKES", 1000)
         put("worker.accept_loop.FAREWELL", 1000)
-        put("vigil.FAREWELL", 1000)
+        put("sockets.connection.FAREWELL", 1000)
         serve(Echo, workers=2, graceful_timeout=4000)
     """).all_ready(2)
     assert server.quit() == 0

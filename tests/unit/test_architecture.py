@@ -22,15 +22,18 @@ STATUS = {
 WORKER = {
     f"worker.{path.stem}": ast.parse(path.read_text()) for path in (PACKAGE / "worker").glob("*.py")
 }
-EVERYTHING = MODULES | HTTP | CLI | AIO | STATUS | WORKER
+SOCKETS = {
+    f"sockets.{path.stem}": ast.parse(path.read_text())
+    for path in (PACKAGE / "sockets").glob("*.py")
+}
+EVERYTHING = MODULES | HTTP | CLI | AIO | STATUS | WORKER | SOCKETS
 
 GROUND = {"errors", "calls", "scoreboard", "signals", "forks", "text"}
 EDGES = {
     "listeners",
     "handshakes",
     "acceptor",
-    "connection",
-    "vigil",
+    "sockets.connection",
     "reaper",
     "reports",
     "terminal",
@@ -64,8 +67,6 @@ MAY_IMPORT = {
     "forks": set(),
     "output": {"forks", "signals"},
     "settings": {"errors"},
-    "vigil": set(),
-    "connection": {"vigil"},
     "reports": {"scoreboard", "text"},
     "titles": {"text"},
     "terminal": {"scoreboard", "output", "signals", "text"},
@@ -81,14 +82,14 @@ MAY_IMPORT = {
     "patches": set(),
     "inheritance": {"errors", "forks", "origin"},
     "paths": {"lockfile"},
-    "listeners": {"errors", "forks", "inheritance", "paths", "text"},
+    "listeners": {"errors", "forks", "inheritance", "paths", "sockets.connection", "text"},
     "trusted": set(),
     "lockfile": {"trusted"},
     "handshakes": set(),
     "peers": {"errors"},
     "imports": set(),
     "privileges": {"errors", "forks", "settings"},
-    "acceptor": {"connection", "vigil", "scoreboard", "signals"},
+    "acceptor": {"sockets.connection", "scoreboard", "signals"},
     "backoff": {"scoreboard"},
     "silence": {"scoreboard", "settings", "plan"},
     "sizing": {"scoreboard", "settings", "plan"},
@@ -117,15 +118,15 @@ MAY_IMPORT = {
     | ROLES
     | {"settings", "pidfile", "privileges", "daemon", "inline", "inheritance", "status"}
     | {"imports", "worker.master_handle"},
-    "preforker": set(MODULES | WORKER) - {"servers", "__init__"},
-    "tls": {"errors", "vigil"},
+    "preforker": set(MODULES | WORKER | SOCKETS) - {"servers", "__init__"},
+    "tls": {"errors", "sockets.connection"},
     "credentials": {"errors", "settings", "text"},
-    "proxy": {"vigil"},
-    "mixin": set(MODULES | WORKER) - {"preforker", "servers", "__init__"},
-    "servers": set(MODULES | WORKER) - {"preforker", "__init__"},
+    "proxy": {"sockets.connection"},
+    "mixin": set(MODULES | WORKER | SOCKETS) - {"preforker", "servers", "__init__"},
+    "servers": set(MODULES | WORKER | SOCKETS) - {"preforker", "__init__"},
     "testing": {"forks", "scoreboard", "listeners", "logfiles", "preforker", "mixin", "aio"},
     # See below: the houses for their types alone.
-    "__init__": set(MODULES | WORKER) - {"testing", "__main__"} | {"http", "aio"},
+    "__init__": set(MODULES | WORKER | SOCKETS) - {"testing", "__main__"} | {"http", "aio"},
     "__main__": {"cli"},
 }
 
@@ -134,7 +135,7 @@ WORKER_MAY_IMPORT: dict[str, set[str]] = {
     "worker.__init__": set(),
     "worker.heartbeat": GROUND | EDGES | {"job", "stats"},
     "worker.accept_loop": GROUND | EDGES | {"job", "heartbeat"},
-    "worker.master_handle": {"connection", "stats", "accept_loop", "heartbeat"},
+    "worker.master_handle": {"sockets.connection", "stats", "accept_loop", "heartbeat"},
     "worker.threads": GROUND | EDGES | {"job", "patches", "settings", "accept_loop", "heartbeat"},
     "worker.process": GROUND
     | EDGES
@@ -149,15 +150,16 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
     "http.fields": {"grammar", "memo"},
     "http.wire": {"chunks", "fields", "grammar", "memo", "text"},
     "http.heads": {"memo", "wire"},
-    "http.stream": {"connection", "vigil", "wire"},
-    "http.reply": {"vigil", "wire"},
+    "http.stream": {"sockets.connection", "wire"},
+    "http.reply": {"sockets.connection", "wire"},
     "http.forwarded": {"peers", "grammar", "memo", "wire"},
     "http.asked": {"forwarded", "reception"},
     "http.access": {"logfiles", "output", "text", "wire"},
     "http.handler": {
+        "connection",
         "access",
         "asked",
-        "connection",
+        "sockets.connection",
         "heads",
         "listeners",
         "logfiles",
@@ -167,14 +169,14 @@ HTTP_MAY_IMPORT: dict[str, set[str]] = {
         "text",
         "wire",
     },
-    "http.connection": {"worker.accept_loop", "connection", "job", "proxy", "scoreboard"}
-    | {"vigil", "access", "stream", "wire"},
+    "http.connection": {"worker.accept_loop", "sockets.connection", "job", "proxy", "scoreboard"}
+    | {"sockets.connection", "access", "stream", "wire"},
     "http.standard": {"connection", "handler"},
     "http.server": {"worker.accept_loop", "connection", "listeners", "proxy", "servers"}
     | {"forwarded", "standard"},
     "http.environ": {"grammar", "heads", "memo", "wire"},
     "http.wsgi": {
-        "connection",
+        "sockets.connection",
         "environ",
         "handler",
         "listeners",
@@ -269,7 +271,7 @@ CLI_MAY_IMPORT: dict[str, set[str]] = {
 # What runs a loop stands on the core, too. Two of its modules have namesakes there.
 AIO_MAY_IMPORT: dict[str, set[str]] = {
     "aio.loops": {"errors"},
-    "aio.handle": {"connection", "here", "worker.master_handle"},
+    "aio.handle": {"sockets.connection", "here", "worker.master_handle"},
     "aio.life": {
         "handle",
         "worker.master_handle",
@@ -397,6 +399,11 @@ def test_each_module_imports_only_what_lies_below_it(module: str) -> None:
 @pytest.mark.parametrize("module", HTTP)
 def test_each_module_of_http_imports_only_what_lies_below_it(module: str) -> None:
     assert _imports(HTTP[module]) <= HTTP_MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", SOCKETS)
+def test_each_module_of_sockets_imports_none_of_the_others(module: str) -> None:
+    assert not _imports(SOCKETS[module])
 
 
 @pytest.mark.parametrize("module", WORKER)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefork_server.vigil import FAREWELL
+from prefork_server.sockets.connection import FAREWELL
 from prefork_server.worker.accept_loop import HANDSHAKES, QUIET, Drain
 
 # Thinking

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
-from ..connection import Connection
 from ..here import stand_here
+from ..sockets.connection import Connection, set_slice
 from ..worker.master_handle import MasterHandle
 
 _BLOCKS = "{} would stop the loop, and with it everybody: await master.wait_retired(){}"
@@ -40,6 +40,9 @@ class AsyncMasterHandle(MasterHandle):
         or a server of somebody else's. RuntimeError if there are none."""
         acceptor = self.accept_loop.acceptor
         acceptor.resign()  # the caller waits there by its own means
+        for listener in acceptor.listeners.values():
+            if listener.type == socket.SOCK_STREAM:
+                set_slice(listener, 0)
         return list(acceptor.listeners.values())
 
     def wait(self, seconds: float) -> bool:

@@ -47,7 +47,7 @@ class LoopAcceptor(Acceptor):
         self, given: Acceptor, listeners: Iterable[socket.socket], epoll: select.epoll
     ) -> None:
         given.resign()
-        super().__init__(list(listeners), given.relay, epoll, given.vigil, None, given.logger)
+        super().__init__(list(listeners), given.relay, epoll, given.watch, None, given.logger)
 
     def go_to_the_end(self, listener: socket.socket) -> None:
         """Of the line in front of this listener."""

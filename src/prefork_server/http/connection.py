@@ -17,11 +17,10 @@ from select import EPOLLIN
 from socketserver import BaseRequestHandler
 from typing import Any, Final, NoReturn
 
-from ..connection import Connection
 from ..job import nothing
 from ..proxy import Introduction, ProxyError
 from ..scoreboard import SECOND, in_ns
-from ..vigil import Waiting
+from ..sockets.connection import Connection, Waiting
 from ..worker.accept_loop import Guest
 from .access import log_answer
 from .stream import LINGER, LINGER_BYTES, SIZE, Body, Stream, linger

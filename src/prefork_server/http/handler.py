@@ -16,10 +16,10 @@ from http.server import BaseHTTPRequestHandler
 from io import BufferedReader
 from typing import Any
 
-from ..connection import Connection, size_of
 from ..listeners import address_text
 from ..logfiles import leads_nowhere, logger_named
 from ..reception import is_tls
+from ..sockets.connection import Connection, size_of
 from ..text import escape, printable, users_part
 from .access import log_answer
 from .asked import Asked

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedRandom, BufferedReader, FileIO
 from typing import Any, Final
 
-from ..vigil import Waiting
+from ..sockets.connection import Waiting
 from .wire import Chunks, Limits, Reject
 
 # Bytes of a file that are sent at once. The client has ``write_timeout`` for each, in all: with

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from ..vigil import Waiting
+from ..sockets.connection import Waiting
 from .wire import Chunks, Limits, Reject
 
 SIZE: Final = 65536  # bytes that are read at once

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-from ..connection import size_of
+from ..sockets.connection import size_of
 from .environ import add_request, line_of, status_of
 from .handler import HTTPRequestHandler
 from .reply import COUNTED, OVER, Reply, is_real

@@ -19,7 +19,7 @@ from ..job import Job, nothing
 from ..listeners import Listener
 from ..scoreboard import DRAIN, DRAIN_ONCE, NEVER, SECOND
 from ..signals import Relay
-from ..vigil import FAREWELL, Waiting
+from ..sockets.connection import FAREWELL, Waiting
 from .heartbeat import Heartbeat
 
 QUIET: Final = 0.1  # seconds without a connection in the queue: then it is empty
@@ -32,6 +32,7 @@ _SILENT_NS = (
 )  # parked connections that were silent for too long are looked for so often
 _MOST = 64  # events of one look
 _monotonic_ns = time.monotonic_ns
+_fileno = socket.socket.fileno  # whatever a class makes of it
 
 Taken = tuple[Any, Any]  # request and peer, as get_request() returns them
 
@@ -112,7 +113,7 @@ class AcceptLoop:
         self._poll: Callable[[float, int], list[tuple[int, int]]] = self.epoll.poll
         sockets = [listener.socket for listener in job.listeners]
         self.acceptor: Acceptor = Acceptor(
-            sockets, relay, self.epoll, heartbeat.vigil, settings.client_timeout, job.logger
+            sockets, relay, self.epoll, heartbeat, settings.client_timeout, job.logger
         )
         self.accept: Callable[[socket.socket], Taken | None] = self.acceptor.accept
         self.listeners: Sequence[Listener] = job.listeners
@@ -177,7 +178,7 @@ class AcceptLoop:
         if ready:
             self._next_turns.append(guest)
             return
-        fd = guest.request.fileno()
+        fd = _fileno(guest.request)
         self._guests[fd] = guest
         if until_ns < self._soonest_ns:
             self._soonest_ns = until_ns
@@ -188,7 +189,7 @@ class AcceptLoop:
 
     def let_go(self, guest: Guest) -> None:
         """Before it is closed: a fork may hold it, and epoll would tell of it for ever."""
-        fd = guest.request.fileno()
+        fd = _fileno(guest.request)
         if self._watched.get(fd) is guest:
             del self._watched[fd]
             self.epoll.unregister(fd)
@@ -272,7 +273,7 @@ class AcceptLoop:
                 return False
             seconds = allowed
         taken, acceptor.taken = acceptor.taken, None
-        if taken is not None and taken.fileno() != -1:
+        if taken is not None and _fileno(taken) != -1:
             self._make_way()
         if now_ns - heartbeat.began_ns > _LONG_NS and heartbeat.began_ns > self._round_ns:
             acceptor.enlist()

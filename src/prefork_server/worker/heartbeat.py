@@ -11,6 +11,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,7 +48,6 @@ from ..signals import Bell, Relay, end_within
 from ..terminal import Prints
 from ..text import printable, users_part
 from ..titles import Title
-from ..vigil import Vigil
 
 if TYPE_CHECKING:
     from ..stats import Stats
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 ANSWER: Final = 0.5  # seconds for the master to say what it wants of a worker that goes by itself
 _WEIGH_NS = 5 * SECOND  # from one look at the memory to the next
 _SLOW_NS = SECOND // 1000  # a request that takes longer lets others wait
+_UNNAMED: Final = ("", 0)  # the client of a UNIX socket
 _monotonic_ns = time.monotonic_ns
 
 
@@ -92,7 +93,8 @@ class Heartbeat:
         self.timeout_ns: int = NEVER if settings.timeout is None else in_ns(settings.timeout)
         # Often enough that one late beat is no silence, and no oftener than once a second.
         self.pause: float = min(1.0, (settings.timeout or 3.0) / 3)
-        self.vigil: Vigil = Vigil(self.beat, self.is_over, bell.fileno(), bell.hush, self.pause)
+        self.wake_fd: int = bell.fileno()
+        self.hush: Callable[[], None] = bell.hush
         self._shared = shared
         self._title = shared.title
         self.graceful: float = settings.graceful_timeout
@@ -107,7 +109,6 @@ class Heartbeat:
         self.called: bool = False  # whether something happened that is to be looked at
         self.began_ns = self._spent_ns = 0
         self._mean_ns = 2 * _SLOW_NS  # of the last requests; slow until they were quick
-        self._peer: object = None  # of the last request
         self._host: object = None  # whose name is on the board
         self._failing = threading.Lock()
 
@@ -155,8 +156,14 @@ class Heartbeat:
         self._title.state[0] = titles.BUSY
         if not count & 15 or count < 16:
             self._title.show_count(count)
-        if peer != self._peer:
-            self.meet(peer)
+        named = peer or _UNNAMED
+        try:
+            if named[0] == self._host:
+                row[PORT] = named[1]
+            else:
+                self.meet(peer)
+        except (IndexError, KeyError, TypeError, ValueError):  # in a form of a class's own
+            self.meet(None)
         if self.adaptive:
             self.tell_busy()
 
@@ -189,8 +196,7 @@ class Heartbeat:
     def meet(self, peer: Any) -> None:
         """The client is this one, for which a proxy may speak. The host stays where it is the
         last one's: text costs."""
-        self._peer = peer
-        host, port = peer[:2] if type(peer) is tuple and len(peer) > 1 else ("", 0)
+        host, port = peer[:2] if type(peer) is tuple and len(peer) > 1 else _UNNAMED
         if host != self._host and not self.foreign:
             self._host = host
             self.board.set_host(self.slot, host)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..connection import Connection
+from ..sockets.connection import Connection
 from .accept_loop import AcceptLoop
 from .heartbeat import Heartbeat
 
@@ -69,16 +69,16 @@ class MasterHandle:
 
         Returns at once, False, when it does not. The sleep counts as life, however long.
         """
-        vigil = self.heartbeat.vigil
+        heartbeat = self.heartbeat
         poll = select.poll()
-        poll.register(vigil.bell, select.POLLIN)
+        poll.register(heartbeat.wake_fd, select.POLLIN)
         end = time.monotonic() + seconds
         while self.wants_me_alive():
             left = end - time.monotonic()
             if left <= 0:
                 return True
-            if poll.poll(min(left, vigil.pause) * 1000):
-                vigil.hush()
+            if poll.poll(min(left, heartbeat.pause) * 1000):
+                heartbeat.hush()
         return False
 
     def connections(self) -> Iterator[tuple[Connection, Any]]:

@@ -26,7 +26,6 @@ from ..scoreboard import DEADLINE, NEVER, SECOND
 from ..settings import Settings
 from ..signals import Bell, Relay
 from ..text import one_record
-from ..vigil import Vigil
 from .accept_loop import QUIET, AcceptLoop, Guest
 from .heartbeat import Heartbeat, Shared, announced_ns
 
@@ -273,7 +272,7 @@ class ThreadsHeartbeat(Heartbeat):
     def __init__(self, slot: int, job: Job, shared: Shared, bell: Bell) -> None:
         super().__init__(slot, job, shared, bell)
         self.pool: ThreadPool = ThreadPool(self, job.settings.threads)
-        self.vigil = Vigil(self.beat, self.is_over, self.pool.over, nothing, self.pause)
+        self.wake_fd, self.hush = self.pool.over, nothing
         self._serving = 0
 
     def beat(self) -> None:
@@ -356,7 +355,7 @@ class ThreadedLoop(AcceptLoop):
     def keep(
         self, guest: Guest, until_ns: int, ready: bool = False, event: int = select.EPOLLIN
     ) -> None:
-        pool, fd = self._pool, guest.request.fileno()
+        pool, fd = self._pool, socket.socket.fileno(guest.request)
         # Told once: else it would be told of again while a thread reads it.
         event |= select.EPOLLONESHOT
         with pool.lock:

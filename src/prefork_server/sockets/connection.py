@@ -1,28 +1,35 @@
-"""An accepted connection that keeps the worker alive while the client thinks.
+"""Blocking socket I/O that sends heartbeats, and watches for shutdown, while it waits.
 
 A plain blocking ``recv`` would hide two things from the worker: that the master
-wants it to go, and that it is the client who is slow. So every operation first
-tries without waiting. Where it has to wait, it does so in slices, each with a
-sign of life, until the client has been silent for longer than ``timeout``.
+wants it to go, and that it is the client that is slow. So a wait is cut into slices, each
+with a beat, until the client has been silent for longer than ``client_timeout``.
 
-How it waits is in ``vigil``.
+The first slice of a ``recv`` may pass in the kernel (``SO_RCVTIMEO``, which accepted TCP sockets
+inherit from their listener): one system call then, where a try, a poll and another try were
+three. Code that sees the descriptor must not see that: it is taken off before.
 """
 
+import _socket
 import errno
 import os
 import select
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
-
-from .vigil import Vigil, Waiting
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    _Socket = socket.socket
+else:
+    _Socket = object
+
+FAREWELL = 1.0  # seconds a retiring worker waits for a client that has asked for nothing
+SLICE: Final = 0.25  # seconds of a first wait in the kernel
 
 _BLINK = 0.02  # seconds between two tries where the kernel cannot say when there is room
 _CHUNK = 1 << 20  # bytes of a file per system call
@@ -41,6 +48,142 @@ _recvfrom_into = socket.socket.recvfrom_into
 _recvmsg = socket.socket.recvmsg
 _recvmsg_into = socket.socket.recvmsg_into
 _send = socket.socket.send
+_fileno = socket.socket.fileno
+
+
+def set_slice(sock: socket.socket, seconds: float) -> None:
+    """``SO_RCVTIMEO``, to be set before a socket listens: those that are queued by then do not
+    inherit it. 0: none."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+
+
+def has_slice(sock: socket.socket) -> bool:
+    size = struct.calcsize("@ll")
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, size) == _timeval(SLICE)
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", int(seconds), round(seconds % 1 * 1e6))
+
+
+class Watch(Protocol):
+    """What waiting means in a worker: its heartbeat, as its connections see it.
+
+    ``beat`` says that the worker is alive, ``is_over`` whether it is to go, ``wake_fd`` is a
+    descriptor that is readable when it may have become so, ``hush`` silences that, ``pause`` is
+    the length of a slice in seconds.
+    """
+
+    wake_fd: int
+    pause: float
+
+    def beat(self) -> None: ...
+
+    def hush(self) -> None: ...
+
+    def is_over(self) -> bool: ...
+
+
+class Waiting(_Socket):
+    """Waiting for a client by the rules of a ``Watch``: what a connection is over TLS, too."""
+
+    watch: Watch
+    client_timeout: float | None = None
+    """The longest silence of the client; see ``settimeout``."""
+    _allowance: float = _FOR_EVER
+    _asked: bool = False  # whether the client spoke last
+    _hasty: int = 0  # the thread that never waits to read
+
+    def settimeout(self, value: float | None, /) -> None:
+        if value is not None and not value >= 0:
+            raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {value!r}")
+        self.client_timeout = None if value is None else float(value)
+
+    def gettimeout(self) -> float | None:
+        return self.client_timeout
+
+    @property
+    def timeout(self) -> float | None:
+        return self.client_timeout
+
+    def setblocking(self, flag: bool, /) -> None:
+        self.settimeout(None if flag else 0)
+
+    def getblocking(self) -> bool:
+        return self.client_timeout != 0
+
+    def allow(self, seconds: float) -> None:
+        """From now on the client may keep us waiting for so long in all, however often it
+        speaks in between; ``inf``: for ever. What we do ourselves meanwhile does not count."""
+        self._wait_here()  # where each moment counts
+        self._allowance = seconds
+
+    def is_over(self) -> bool:
+        """Whether the worker is to go: then it is time to say goodbye."""
+        return self.watch.is_over()
+
+    def beat(self) -> None:
+        """A sign of life, where none is given by reading or writing."""
+        self.watch.beat()
+
+    def allow_more(self, seconds: float) -> None:
+        """So much longer, for what it has read or sent."""
+        self._allowance += seconds
+
+    @contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Within, to read raises ``BlockingIOError`` instead, in this thread: the handlers in
+        others may be answering from it."""
+        self._wait_here()
+        self._hasty = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._hasty = 0
+
+    def _wait_here(self) -> None:
+        """And not in the kernel, if it did."""
+
+    def __getstate__(self) -> object:
+        raise TypeError("cannot pickle a connection")
+
+    def _wait(self, event: int, reading: bool, last: float | None = None) -> bool:
+        """Wait until the socket may be used, at the latest until ``last``, if that is not
+        ``client_timeout`` from now. False: the worker is to go, and nothing came."""
+        watch = self.watch
+        fd = _fileno(self)
+        poll = select.poll()
+        poll.register(fd, event)
+        poll.register(watch.wake_fd, select.POLLIN)
+        over = False
+        began = now = time.monotonic()
+        if last is None:
+            last = self._last(now)
+        while True:
+            watch.beat()
+            if not over and watch.is_over():
+                over = True
+                poll.unregister(watch.wake_fd)  # it has nothing more to say, and may ring on
+                if reading and not self._asked:
+                    last = min(last, now + FAREWELL)
+            pause = max(0.0, min(watch.pause, last - now))
+            ready = [found for found, _ in poll.poll(pause * 1000)]
+            if fd in ready:
+                self._allowance -= time.monotonic() - began
+                return True
+            now = time.monotonic()
+            if now >= last:
+                if over and reading and not self._asked:
+                    return False
+                failure = TimeoutError("timed out")
+                failure.by_client = True  # type: ignore[attr-defined]
+                raise failure
+            if ready:
+                watch.hush()
+
+    def _last(self, now: float) -> float:
+        silence = _FOR_EVER if self.client_timeout is None else self.client_timeout
+        return now + min(silence, self._allowance)
 
 
 def _sendmsg(sock: socket.socket, buffers: Any, ancdata: Any, address: Any, flags: int) -> int:
@@ -82,20 +225,27 @@ class Connection(Waiting, socket.socket):
     that spoke last has begun to ask, and is waited for as before.
     """
 
-    __slots__ = ("_allowance", "_asked", "_hasty", "_patience", "_vigil")
+    # A socket without the constructor of ``socket.socket``, which is a third of what it takes to
+    # make one: what that sets has its defaults here, as the rest.
+    __init__ = _socket.socket.__init__
+    _io_refs = 0
+    _closed = False
+    first_flags: int = _DONTWAIT
+    """Of a read; 0 where the listener has ``SO_RCVTIMEO``, and the kernel waits for a slice."""
 
-    def __init__(
-        self, family: int, kind: int, proto: int, fileno: int, vigil: Vigil, patience: float | None
-    ) -> None:
-        # Plain ints: enums cost 2 microseconds.
-        socket.socket.__init__(self, family, kind, proto, fileno)
-        if socket.getdefaulttimeout() is not None:
-            socket.socket.settimeout(self, None)  # it would wait below us, without a beat
-        self._vigil = vigil
-        self._patience = patience
-        self._asked = False
-        self._allowance = _FOR_EVER
-        self._hasty = 0
+    def _wait_here(self) -> None:
+        """Before code that knows nothing of it sees the descriptor."""
+        if not self.first_flags:
+            self.first_flags = _DONTWAIT
+            set_slice(self, 0)
+
+    def fileno(self) -> int:
+        self._wait_here()
+        return super().fileno()
+
+    def detach(self) -> int:
+        self._wait_here()
+        return super().detach()
 
     # Reading
 
@@ -103,20 +253,16 @@ class Connection(Waiting, socket.socket):
         if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        try:  # as _read() has it, without a call more in each request
-            try:
-                data: bytes = _recv(self, bufsize, flags | _DONTWAIT)
-            except BlockingIOError:
-                if not self._waits_to_read():
-                    raise
-                if not self._wait(select.POLLIN, True):
-                    return b""
-                return self._read(_recv, b"", flags, bufsize)  # type: ignore[no-any-return]
+        try:
+            data: bytes = _recv(self, bufsize, flags | self.first_flags)
+        except BlockingIOError as silence:
+            came = self._await_client(silence)
+            return self._read(_recv, b"", flags, bufsize) if came else b""
         except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
             raise
         self._asked = True
-        self._vigil.beat()
+        self.watch.beat()
         return data
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0) -> int:
@@ -170,7 +316,7 @@ class Connection(Waiting, socket.socket):
     # Writing
 
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
-        try:  # as _write() has it, without a call more in each request
+        try:
             sent = _send(self, data, flags | _NO_SIGPIPE)
         except BlockingIOError:
             return self._write(_send, flags, self, data)  # type: ignore[no-any-return]
@@ -178,7 +324,7 @@ class Connection(Waiting, socket.socket):
             failure.by_client = True  # type: ignore[union-attr]
             raise
         self._asked = False
-        self._vigil.beat()
+        self.watch.beat()
         return sent
 
     def send_now(self, data: "ReadableBuffer") -> int:
@@ -222,7 +368,7 @@ class Connection(Waiting, socket.socket):
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send a file, by ``os.sendfile`` where it is a real one. Return the bytes sent."""
-        if self._patience == 0:
+        if self.client_timeout == 0:
             raise ValueError("sendfile waits, and this connection must not: its timeout is 0")
         size = None
         with suppress(AttributeError, OSError, ValueError):
@@ -234,17 +380,17 @@ class Connection(Waiting, socket.socket):
         source, start = file.fileno(), offset
         # A blocking descriptor would take the whole file in one call, however slow the
         # client is. O_NONBLOCK is on this connection alone.
-        os.set_blocking(self.fileno(), False)
+        os.set_blocking(_fileno(self), False)
         try:
             while offset < end:
                 sent = self._write(
-                    _sendfile, 0, self.fileno(), source, offset, min(end - offset, _CHUNK)
+                    _sendfile, 0, _fileno(self), source, offset, min(end - offset, _CHUNK)
                 )
                 if not sent:
                     break  # the file became shorter
                 offset += sent
         finally:
-            os.set_blocking(self.fileno(), True)
+            os.set_blocking(_fileno(self), True)
             if file.seekable():
                 file.seek(offset)
         return offset - start
@@ -252,13 +398,14 @@ class Connection(Waiting, socket.socket):
     # Time limits
 
     def settimeout(self, value: float | None, /) -> None:
+        self._wait_here()
         super().settimeout(value)
         socket.socket.settimeout(self, 0 if value == 0 else None)
 
     def dup(self) -> socket.socket:  # type: ignore[override]
         """A plain socket on the same connection: what is done with it is not looked after."""
         copy = socket.socket(self.family, self.type, self.proto, os.dup(self.fileno()))
-        copy.settimeout(self._patience)
+        copy.settimeout(self.client_timeout)
         return copy
 
     # Waiting
@@ -268,14 +415,12 @@ class Connection(Waiting, socket.socket):
             while True:
                 try:
                     result = operation(self, *args, flags | _DONTWAIT)
-                except BlockingIOError:
-                    if not self._waits_to_read():
-                        raise
-                    if not self._wait(select.POLLIN, True):
+                except BlockingIOError as silence:
+                    if not self._await_client(silence):
                         return nothing
                 else:
                     self._asked = True
-                    self._vigil.beat()
+                    self.watch.beat()
                     return result
         except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
@@ -300,21 +445,25 @@ class Connection(Waiting, socket.socket):
                         self._wait_blindly(last)
                 else:
                     self._asked = False
-                    self._vigil.beat()
+                    self.watch.beat()
                     return result
         except _BY_CLIENT as failure:
             failure.by_client = True  # type: ignore[union-attr]
             raise
 
-    def _waits_to_read(self) -> bool:
-        return self._hasty != threading.get_ident() and self._waits()
+    def _await_client(self, silence: BlockingIOError) -> bool:
+        """Until there is something to read. False: the worker is to go, and nothing came."""
+        if self._hasty == threading.get_ident() or not self._waits():
+            raise silence
+        last = None if self.first_flags else self._last(time.monotonic() - SLICE)
+        return self._wait(select.POLLIN, True, last)
 
     def _waits(self) -> bool:
         """Whether to wait is ours: foreign code may have set O_NONBLOCK below us."""
-        return self._patience != 0 and os.get_blocking(self.fileno())
+        return self.client_timeout != 0 and os.get_blocking(_fileno(self))
 
     def _wait_blindly(self, last: float) -> None:
-        self._vigil.beat()
+        self.watch.beat()
         left = last - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")

@@ -1,0 +1,1 @@
+"""Sockets as servers and workers use them; they know no worker."""
