@@ -10,6 +10,7 @@ import fcntl
 import os
 import select
 import signal
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -338,13 +339,10 @@ def make_room_for_signals() -> None:
         import ctypes
     except ImportError:
         return
-
-    class Stack(ctypes.Structure):  # stack_t, see sigaltstack(2)
-        _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
     area = ctypes.create_string_buffer(_STACK_SIZE)
-    stack = Stack(ctypes.addressof(area), 0, _STACK_SIZE)
-    if ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0:
+    # A stack_t, see sigaltstack(2). ctypes.Structure would import a module (3.14).
+    stack = struct.pack("PiN", ctypes.addressof(area), 0, _STACK_SIZE)
+    if ctypes.CDLL(None).sigaltstack(stack, None) == 0:
         _stack = area  # in use from now on
 
 
