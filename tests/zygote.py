@@ -254,13 +254,11 @@ def _become(order: dict[str, Any], fds: list[int]) -> list[str]:
 def _run(args: list[str]) -> None:
     """As the interpreter does it: a script, or ``-m`` and a module."""
 
+    ours = (__file__, runpy.__file__, "<frozen runpy>")  # gone from 3.15's __main__ by then
+
     def told(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
         """Without the frames of this file and of runpy, which an interpreter does not show."""
-        while traceback and traceback.tb_frame.f_code.co_filename in (
-            __file__,
-            runpy.__file__,
-            "<frozen runpy>",
-        ):
+        while traceback and traceback.tb_frame.f_code.co_filename in ours:
             traceback = traceback.tb_next
         sys.__excepthook__(kind, error, traceback)
 

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import Starter
 
 ASKING = """
-    import faulthandler, multiprocessing
+    import faulthandler, multiprocessing, warnings
 
     SIGNALS = [s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)]
 
@@ -22,6 +22,8 @@ ASKING = """
             signal.set_wakeup_fd(wakeup)
         python = [str(signal.getsignal(s)) for s in SIGNALS]
         return [caught(), caught("SigIgn"), python, wakeup, faulthandler.is_enabled()]
+
+    warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 
     def in_fork():
         reader, writer = os.pipe()

@@ -296,8 +296,9 @@ with serving(PreforkTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler,
 
 def test_nobody_forks_between_the_making_of_a_descriptor_and_the_word_that_it_is_kept() -> None:
     program = """
-import os, threading
-from prefork_server.forks import fork, forking, keep_from_forks
+import os, threading, warnings
+from prefork_server.forks import forking, keep_from_forks
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 at_the_door = threading.Event()
 os.register_at_fork(before=at_the_door.set)  # comes before ours, which was registered before
 kept = []
@@ -307,7 +308,7 @@ def has_it():
     except OSError:
         return False
 def forks():
-    if (pid := fork()) == 0:
+    if (pid := os.fork()) == 0:
         os._exit(not kept or has_it())
     print(os.waitpid(pid, 0)[1])
 thread = threading.Thread(target=forks)
