@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PATIENCE, Starter, read_all
-from tests.test_upgrade import stopped, upgraded
+from tests.processes.test_upgrade import stopped, upgraded
 
-pytestmark = [pytest.mark.processes, pytest.mark.executed]
+pytestmark = pytest.mark.executed
 
 RESOLVER = """
     def getaddrinfo(host, port, family=0, kind=0, *_):
