@@ -119,6 +119,30 @@ def test_it_is_run_however_the_work_ends(ending: str, start: Starter) -> None:
     server.saw(rf"atexit {first}")
 
 
+@pytest.mark.parametrize("ending", ["return", "sys.exit(7)", 'raise ValueError("of the fork")'])
+def test_the_hook_is_not_run_in_a_fork_of_the_work_function(ending: str, start: Starter) -> None:
+    server = start(
+        f"""
+        def work(master):
+            if os.fork() == 0:
+                {ending}
+                return
+            os.wait()
+            print("the fork is gone")
+            while master.wait(1):
+                pass
+
+        Preforker(work, pid_path=None, workers=1,
+                  before_exit=lambda master: print("before_exit", os.getpid())).run()
+        """
+    )
+    server.expect_error("ValueError", "Traceback")
+    worker = server.saw(r"pid=(\d+) forked")[0][1]
+    server.saw("the fork is gone")
+    assert server.quit() == 0
+    assert server.count("before_exit") == server.count(f"^before_exit {worker}$") == 1
+
+
 def test_a_worker_that_did_not_become_ready_runs_its_exit_functions_and_no_hook(
     start: Starter,
 ) -> None:

@@ -113,7 +113,7 @@ def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
         # What follows may hang: code of the program, or a stream whose lock a thread of the master
         # held at the fork, where no handler of a signal can run.
         heartbeat.end_in_time()
-        if is_ready:
+        if is_ready and not heartbeat.foreign:  # no fork of the program's that came back here
             _say_goodbye(job, master)
 
 
