@@ -182,7 +182,7 @@ def _is_here(family: int, where: tuple[Any, ...]) -> bool:
     """Whether it is an address of this machine."""
     try:
         with socket.socket(family) as probe:
-            probe.bind((where[0], 0, *where[2:]))
+            probe.bind((where[0], 0))
     except OSError:
         return False
     return True

@@ -1,5 +1,6 @@
 """The addresses that the name of a host has, and which of them are listened on."""
 
+import errno
 import socket
 from typing import Any
 
@@ -15,6 +16,7 @@ NAMES = {
     "several.test": ["127.0.0.3", "127.0.0.2"],
     "partly.test": ["192.0.2.1", "::1", "2001:db8::1"],
     "elsewhere.test": ["192.0.2.1"],
+    "link.test": ["fe80::1", "127.0.0.1"],
 }
 
 
@@ -54,6 +56,31 @@ def test_a_name_is_all_its_addresses_on_this_machine(text: str, found: list[str]
 
 def test_a_class_for_ipv6_has_the_ipv6_addresses_of_a_name() -> None:
     assert resolved(Address(V6, ("both.test", 80))) == [Address(V6, ("::1", 80))]
+
+
+def test_a_link_local_address_which_cannot_be_bound_without_a_scope_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As nss-myhostname has it for the machine's own name."""
+
+    class Socket(socket.socket):
+        def bind(self, where: Any) -> None:
+            if not where[0].startswith("fe80:"):
+                super().bind(where)
+            elif not any(where[2:]):
+                raise OSError(errno.EINVAL, "Invalid argument")  # as the kernel says
+
+    answers = socket.getaddrinfo
+
+    def with_scope(*args: Any) -> list[Any]:
+        return [
+            (*rest, (*where[:3], 2) if where[0].startswith("fe80:") else where)
+            for *rest, where in answers(*args)
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", with_scope)
+    monkeypatch.setattr(socket, "socket", Socket)
+    assert [str(each) for each in resolved(parse("link.test:80"))] == ["127.0.0.1:80"]
 
 
 def test_what_is_given_besides_the_name_counts_once_and_what_is_given_twice_is_refused() -> None:
