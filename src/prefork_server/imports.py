@@ -17,7 +17,6 @@ _ALWAYS: Final = (
     *("ctypes", "traceback", "linecache", "tokenize", "ast", "unicodedata"),
     "resource",  # by os.wait4(), in C
     *("encodings.idna", "encodings.latin_1", "encodings.utf_16", "encodings.utf_32"),
-    "resource",  # by os.wait4()
     *("_colorize", "_suggestions"),  # of CPython 3.13
 )
 _WITH: Final = {  # where the first is loaded

@@ -104,11 +104,10 @@ class PreforkMixIn(_Base):
         if settings is not None:
             self.settings = settings
         check_threads(type(self), self.settings)
-        load()  # now: the program may change its root directory before it serves
+        load()  # now: the program may change its root directory or its user before it serves
         self._prefork_remote = Remote()
         self._prefork_more = []
         fill_standard_descriptors()
-        load()  # the program may become another user before it serves
         # The standard library's own defaults (a queue of 5, and 60 s before a port can be
         # had again) are for another kind of server; any other class means what it says.
         # Of datagram servers it would let two have one port.
