@@ -27,7 +27,6 @@ def check_call(
     """``name`` of a constructor is called as ``value(arguments)``; ``awaited``: a coroutine
     function will do; ``iterated``: a generator function will do, whose call runs nothing of it.
     Raises ConfigError with ``cure``."""
-    its = getattr(value, "__qualname__", f"{value!r:.200}")
     wrong = ""
     if not callable(value):
         wrong = "cannot be called"
@@ -42,6 +41,7 @@ def check_call(
             if not takes(signature, len(arguments.split(", ")) if arguments else 0):
                 wrong = f"takes {signature}"
     if wrong:
+        its = getattr(value, "__qualname__", f"{value!r:.200}")
         raise ConfigError(f"{name} is called with ({arguments}), and {its} {wrong}: {cure}")
 
 
@@ -61,7 +61,8 @@ def check_handler(server: type[Any], handler: Any) -> None:
             )
         _check_names(handler)
         for name in dir(handler) if _is_called_by_us(handler) else ["handle"]:
-            if (name == "handle" or name.startswith("do_")) and is_async(getattr(handler, name)):
+            called = name == "handle" or (name.startswith("do_") and name[3:].isupper())
+            if called and is_async(getattr(handler, name)):
                 raise ConfigError(
                     f"{handler.__name__}.{name} is async, and would not be awaited: coroutine "
                     "functions are for PreforkAsyncioServer"
@@ -81,7 +82,8 @@ def _check_names(handler: type[Any]) -> None:
     plain = socketserver.StreamRequestHandler
     if handler.handle is plain.handle:
         own = [name for name in dir(handler) if not hasattr(plain, name)]
-        for name in get_close_matches("handle", own, n=1, cutoff=0.8):
+        methods = [name for name in own if callable(getattr(handler, name))]
+        for name in get_close_matches("handle", methods, n=1, cutoff=0.8):
             raise ConfigError(f"{handler.__name__} has no handle(): did you mean that by {name}()?")
     for method in _METHODS:
         name, its = f"do_{method.lower()}", f"do_{method}"
@@ -92,7 +94,8 @@ def _check_names(handler: type[Any]) -> None:
 def _is_called_by_us(handler: type[Any]) -> bool:
     """Whether ``do_GET()`` and all are called by code of ours, or of the standard library."""
     ways = [getattr(handler, name, None) for name in ("handle", "handle_one_request", "dispatch")]
-    return all(way is None or way.__module__.partition(".")[0] in _CALLERS for way in ways)
+    modules = [getattr(way, "__module__", None) or "" for way in ways if way is not None]
+    return all(module.partition(".")[0] in _CALLERS for module in modules)
 
 
 def is_async(value: Any) -> bool:

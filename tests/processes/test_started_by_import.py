@@ -135,3 +135,42 @@ def test_code_that_starts_a_server_after_a_reload_is_told_with_its_line(start: S
     server.signal(signal.SIGHUP)
     server.saw(f"it starts a server when it is loaded, at .*/{place}: ")
     assert server.ask(b"GET / HTTP/1.0\r\n\r\n").endswith(b"ok")
+
+
+def test_what_an_import_patches_stays_and_what_it_keeps_of_a_server_can_be_called(
+    start: Starter,
+) -> None:
+    """As instrumentation does, and classes that give a method another name."""
+    write(
+        start.directory / "own.py",
+        """
+        import socket, socketserver
+        real = socket.socket.accept
+
+        def accept(listener):
+            return real(listener)
+
+        socket.socket.accept = accept
+
+        class Once(socketserver.TCPServer):
+            serve_one = socketserver.BaseServer.handle_request
+
+            def get_request(self):
+                raise OSError("nothing is there")
+
+        def app(environ, start_response):
+            with (
+                socket.create_server(("127.0.0.1", 0)) as listener,
+                socket.create_connection(listener.getsockname()),
+                listener.accept()[0],
+            ):
+                pass
+            with Once(("127.0.0.1", 0), object) as server:
+                server.timeout = 0
+                server.serve_one()
+            start_response("200 OK", [])
+            return [b"patched" if socket.socket.accept is accept else b"not patched"]
+        """,
+    )
+    server = serve(start, "own:app").ready()
+    assert server.ask(b"GET / HTTP/1.0\r\n\r\n").endswith(b"\r\npatched")

@@ -59,6 +59,32 @@ class OwnWay(BaseHTTPRequestHandler):
         asyncio.run(self.do_GET())
 
 
+class Helped(BaseHTTPRequestHandler):
+    dispatch = {"GET": "a table of the program's"}  # noqa: RUF012
+
+    async def do_query(self) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        asyncio.run(self.do_query())
+
+
+class Counting(socketserver.StreamRequestHandler):
+    handled = 0
+
+
+class WrittenInC(BaseHTTPRequestHandler):
+    handle_one_request = str.upper  # type: ignore[assignment]
+
+
+class Shy:
+    def __repr__(self) -> str:
+        raise RuntimeError("it is not there yet")
+
+    def __call__(self, *args: object) -> None:
+        pass
+
+
 class Lines(asyncio.Protocol):
     pass
 
@@ -160,7 +186,9 @@ def test_what_could_never_work_is_refused_by_the_constructor(
 def test_what_can_be_called_so_is_taken() -> None:
     for handler in (Echo, functools.partial(Echo), lambda *args: Echo(*args), OwnWay, str):  # noqa: PLW0108
         check_handler(PreforkTCPServer, handler)
-    for work in (Work(), wrapper, functools.partial(two_arguments, "settings"), print):
+    for handler in (Helped, Counting, WrittenInC):
+        check_handler(PreforkHTTPServer, handler)
+    for work in (Work(), Shy(), wrapper, functools.partial(two_arguments, "settings"), print):
         Preforker(work, pid_path=None)
 
 

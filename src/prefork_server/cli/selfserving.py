@@ -52,25 +52,29 @@ def refused(importer: str) -> Iterator[list[str]]:
     """Within, a call that would serve raises RuntimeError in this thread. Yields the places of
     such calls. ``importer`` is the file of the function that imports."""
     places: list[str] = []
-    here = os.getpid(), threading.get_ident()
+    here: tuple[int, int] | None = os.getpid(), threading.get_ident()
 
     def guarded(call: Callable[..., Any], serves: _Test) -> Callable[..., Any]:
         def guard(self: Any, *args: Any, **keywords: Any) -> Any:
-            if (os.getpid(), threading.get_ident()) == here and serves(self):
+            if here and here == (os.getpid(), threading.get_ident()) and serves(self):
                 places.append(_place(importer))
                 raise RuntimeError(f"a server is started by an import, at {places[-1]}")
             return call(self, *args, **keywords)
 
         return guard
 
-    before = [(owner, name, vars(owner).get(name)) for owner, name, _ in _CALLS]
+    put = []
     for owner, name, serves in _CALLS:
-        setattr(owner, name, guarded(getattr(owner, name), serves))
+        own, guard = vars(owner).get(name), guarded(getattr(owner, name), serves)
+        setattr(owner, name, guard)
+        put.append((owner, name, own, guard))
     try:
         yield places
     finally:
-        for owner, name, own in before:
-            setattr(owner, name, own) if own else delattr(owner, name)
+        here = None  # what was imported may have kept a guard, as an attribute of a class
+        for owner, name, own, guard in put:
+            if vars(owner).get(name) is guard:  # and not a patch of what was imported
+                setattr(owner, name, own) if own else delattr(owner, name)
 
 
 def _place(importer: str) -> str:
