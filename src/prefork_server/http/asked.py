@@ -19,14 +19,10 @@ class Asked(BaseHTTPRequestHandler):
 
     forwarded_from: Sequence[str] = ()
 
-    client_address: Any = ""
-    close_connection: bool = True
-    command: str = ""
-    path: str = ""
+    client_address: Any
     requestline: str
-    request_version: str = "HTTP/1.1"
     scheme: str = "http"
-    _http: Any = None  # the connection
+    _http: Any  # the connection
     _made_file: Any = None
     _made_line: str | None = None
     _made_headers: Any = None

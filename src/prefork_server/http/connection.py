@@ -32,6 +32,7 @@ _REFUSAL: Final = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 25\r\n"
     b"Connection: close\r\n\r\nThere is no PROXY header."
 )
+_SAYS: Final = ("send_response", "send_header", "end_headers")
 _new = object.__new__
 _monotonic_ns = time.monotonic_ns
 
@@ -71,8 +72,13 @@ class Service:
         # Whether to make a handler is to set its attributes, and nothing else.
         self.simple: bool = kind.__init__ is BaseRequestHandler.__init__
         self.finishes: bool = False  # whether the class has a finish()
-        self.asks: bool = bool(kind.forwarded_from) or kind.parses  # before each request
+        self.parses: bool = kind.has_own("parse_request")
+        self.asks: bool = bool(kind.forwarded_from) or self.parses  # before each request
         self.logs: bool = kind.access_log
+        self.tells: bool = kind.logs_requests or kind.has_own("log_request")
+        self.plain: bool = not kind.has_own("send_response_only")
+        self.repeats: bool = self.plain and not (self.tells or kind.has_own(*_SAYS))
+        self.most: int = kind.max_requests
         self.limits = kind.limits
         self.known = known_requests if kind.limits is LIMITS else nothing
         self.rate: float = kind.minimum_rate
@@ -99,9 +105,7 @@ class Service:
     def arrive(self, request: Any, peer: Any) -> None:
         """It was accepted."""
         http = _new(HTTPConnection)
-        http.service = self
-        http.request = http.connection = request
-        http.peer = peer
+        http.prepare(self, request, peer)
         if type(request) is Connection and peer not in self.server._prefork_proxies:
             http.make_handler()
         else:
@@ -111,22 +115,32 @@ class Service:
 
 
 class HTTPConnection(Stream, Guest):
-    """A parked connection. Only what differs from the class is set."""
+    """A parked connection."""
 
-    service: Service
-    handler: Any = None
-    reply: Any = None  # what the handler writes to
-    asked: Any = None  # the last request
-    head: bytes = b""  # of it, as it came
-    body: Body | None = None  # of it, if that did not come with the head
-    served: int = 0  # requests
-    awaited: bool = True  # until it has been answered, and while a part of a head is there
-    until_ns: int = 0  # 0: no time limit runs yet
+    # Not in the class: CPython 3.11 is slow with what has a value there, too.
+    __slots__ = (
+        "asked", "awaited", "body", "buffer", "connection", "dirty", "handler", "head", "peer",
+        "reply", "request", "served", "service", "step", "until_ns",
+    )  # fmt: skip
+
     lingers: bool = False  # whether bytes that were not read may be on their way at the end
-    dirty: bool = False  # whether anything was made of the last request
-    _step: _Step | None = None  # what comes next; None: a head. Bound, it would be a cycle
     _left: int = LINGER_BYTES
     _event: int = EPOLLIN
+
+    def prepare(self, service: Service, connection: Any, peer: Any) -> None:
+        self.service: Service = service
+        self.request = self.connection = connection
+        self.peer = peer
+        self.handler: Any = None
+        self.reply: Any = None  # what the handler writes to
+        self.asked: Any = None  # the last request; ``head`` is as it came
+        self.body: Body | None = None  # of it, if that did not come with the head
+        self.buffer = b""
+        self.served: int = 0  # requests
+        self.awaited = True  # until it has been answered, and while a part of a head is there
+        self.until_ns = 0  # no time limit runs yet
+        self.dirty: bool = False  # whether anything was made of the last request
+        self.step: _Step | None = None  # what comes next; None: a head. Bound, it would be a cycle
 
     # From the accept to the handler
 
@@ -135,7 +149,7 @@ class HTTPConnection(Stream, Guest):
         if self.peer in self.service.server._prefork_proxies:
             self._introduction = Introduction(self.peer)
             self.until_ns = _monotonic_ns() + self.service.head_ns
-            self._step = HTTPConnection._introduce
+            self.step = HTTPConnection._introduce
         else:
             self._secure()
         try:
@@ -159,13 +173,13 @@ class HTTPConnection(Stream, Guest):
             return None
         self.peer = self._introduction.peer
         self._secure()
-        return self._step(self)  # type: ignore[misc]
+        return self.step(self)  # type: ignore[misc]
 
     def _secure(self) -> None:
-        self._step = HTTPConnection._open
+        self.step = HTTPConnection._open
         if hasattr(self.connection, "shake_hands_now"):
             self.until_ns = _monotonic_ns() + in_ns(self.service.server.handshake_timeout)
-            self._step = HTTPConnection._shake_hands
+            self.step = HTTPConnection._shake_hands
 
     def _shake_hands(self) -> Request | None:
         event = self.connection.shake_hands_now()
@@ -189,9 +203,9 @@ class HTTPConnection(Stream, Guest):
 
     def _open(self) -> Request | None:
         """What comes before HTTP is over."""
-        self.until_ns, self._step = 0, None
+        self.until_ns, self.step = 0, None
         self.make_handler()
-        return self._step(self) if self._step else self._read(self.connection.recv_now(SIZE))
+        return self.step(self) if self.step else self._read(self.connection.recv_now(SIZE))
 
     def make_handler(self) -> None:
         """What its class does when it is called, but that it does not serve yet."""
@@ -209,7 +223,7 @@ class HTTPConnection(Stream, Guest):
             handler._http = self
             handler.__init__(*args, **service.keywords)
         if handler.wfile is not self.reply:
-            self._step = HTTPConnection._hold
+            self.step = HTTPConnection._hold
 
     def _hold(self) -> None:
         """The handler has files of its own, which wait: it keeps its worker."""
@@ -227,7 +241,7 @@ class HTTPConnection(Stream, Guest):
         service, request = self.service, None
         try:
             try:
-                if self._step is None:
+                if self.step is None:
                     data = self.request.recv_now(SIZE)
                     request = None if self.buffer else service.known(data)
                     if request is None:
@@ -235,7 +249,7 @@ class HTTPConnection(Stream, Guest):
                     else:
                         self.head = data
                 else:
-                    request = self._step(self)
+                    request = self.step(self)
                     service = self.service  # after a handshake it is another one
                 if request is None:
                     return
@@ -290,7 +304,7 @@ class HTTPConnection(Stream, Guest):
 
     def _take_head(self, begun: bool = False) -> Request | None:
         """The request at the front of the buffer, if its head is whole."""
-        self._step, limits = None, self.service.limits
+        self.step, limits = None, self.service.limits
         try:
             end = find_head(self.buffer, limits, self.seen)
             if end:
@@ -325,7 +339,7 @@ class HTTPConnection(Stream, Guest):
         if handler.forwarded_from:
             handler.hear_proxy()
         welcome = request.length == 0 or self._expect_body(request)
-        return welcome and (not handler.parses or handler.parse_request())
+        return welcome and (not self.service.parses or handler.parse_request())
 
     def _expect_body(self, request: Request) -> bool:
         handler, length = self.handler, request.length
@@ -344,7 +358,7 @@ class HTTPConnection(Stream, Guest):
 
     def is_last(self) -> bool:
         """Whether the connection ends after this answer, whatever the handler wants."""
-        if self.served >= self.handler.max_requests or self.service.is_over():
+        if self.served >= self.service.most or self.service.is_over():
             return True
         body = self.body
         if body is None or body.finished:
@@ -392,8 +406,8 @@ class HTTPConnection(Stream, Guest):
             except (Reject, TimeoutError):
                 skipped = False
             if skipped is None:
-                if self._step is None:
-                    self._step = HTTPConnection._go_on
+                if self.step is None:
+                    self.step = HTTPConnection._go_on
                     self.until_ns = _monotonic_ns() + in_ns(handler.body_timeout)
                 if _monotonic_ns() < self.until_ns:
                     self.service.keep(self, self.until_ns)
@@ -406,7 +420,7 @@ class HTTPConnection(Stream, Guest):
         if handler.close_connection:
             self._leave()
             return
-        self._step = HTTPConnection._take_head if self.buffer else None
+        self.step = HTTPConnection._take_head if self.buffer else None
         self.service.keep(self, _monotonic_ns() + self.service.pause_ns, bool(self.buffer))
 
     def _leave(self) -> None:
@@ -420,7 +434,7 @@ class HTTPConnection(Stream, Guest):
     def _linger_on(self) -> None:
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-        self.awaited, self._step = False, HTTPConnection._linger
+        self.awaited, self.step = False, HTTPConnection._linger
         self.service.keep(self, _monotonic_ns() + in_ns(LINGER))
 
     def _linger(self) -> None:
@@ -456,11 +470,9 @@ class Held(HTTPConnection):
     over: bool = False
 
     def __init__(self, handler: Any) -> None:
+        self.prepare(Service(type(handler)), handler.request, handler.client_address)
         self.handler = handler
-        self.connection = handler.request
         self.request = self  # what the steps read from
-        self.peer = handler.client_address
-        self.service = Service(type(handler))
         self.service.keep = self._keep
         if isinstance(self.connection, Waiting):
             self.service.is_over = self.connection.is_over

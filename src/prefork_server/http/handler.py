@@ -33,7 +33,6 @@ _CLOSE, _KEEP = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 _REFUSED = ("code %d, message %s", "Request timed out: %r")  # http.server's words
 _PECULIAR = frozenset((*range(100, 200), 204, 205, 304))  # of whose bodies rules of their own say
 _ASKED = "the request: "  # begins a note of an exception
-_SAYS = ("send_response", "send_response_only", "send_header", "end_headers", "log_request")
 _new = object.__new__
 
 
@@ -82,32 +81,28 @@ class HTTPRequestHandler(Asked):
     connection: Any
     close_connection: bool
     target: str  # as it was sent; ``path`` never begins with two slashes
-    parses: bool = False  # whether parse_request() is a class's own
-    _reply: Any = None
+    _reply: Any
     _theirs: type | None = None  # the class for which this one serves, see ``standard``
-    _logs = False
-    _plain = True
-    _repeats = True  # whether the head of respond() may be sent again
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
-        cls.parses = cls.parse_request is not HTTPRequestHandler.parse_request
-        cls._logs = cls.log_request is not HTTPRequestHandler.log_request
-        cls._plain = cls.send_response_only is HTTPRequestHandler.send_response_only
-        cls._repeats = all(
-            getattr(cls, name) is getattr(HTTPRequestHandler, name) for name in _SAYS
-        )
+    @classmethod
+    def has_own(cls, *names: str) -> bool:
+        """Whether a class has any of these methods of its own."""
+        return any(getattr(cls, name) is not getattr(HTTPRequestHandler, name) for name in names)
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
         kind: Any = cls
         made_for = (*args, *keywords.values())  # among them the request
-        return super().__new__(kind if any(map(is_connection, made_for)) else unchanged(kind))
+        made = super().__new__(kind if any(map(is_connection, made_for)) else unchanged(kind))
+        made._http = None
+        return made
 
     def setup(self) -> None:
         connection = self.connection = self.request
         http = self._http = self._http or Held(self)
         self.wfile = self._reply = http.reply = reply = _new(Reply)
-        reply.connection, reply.timeout = connection, self.write_timeout
+        reply.prepare(connection, self.write_timeout)
+        self.close_connection, self.command, self.path = True, "", ""
+        self.request_version = "HTTP/1.1"
         if type(connection) is not Connection and is_tls(connection):
             self.scheme = "https"
         if self.timeout is not None:
@@ -116,7 +111,7 @@ class HTTPRequestHandler(Asked):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
     def handle(self) -> None:
-        if self.wfile is self._reply:
+        if self._http and self.wfile is self._http.reply:
             super().handle()
             return
         kind: Any = type(self)
@@ -217,14 +212,14 @@ class HTTPRequestHandler(Asked):
         body is not sent. Nothing may be said before or after it. Raises TypeError for a body
         that is not bytes, and ValueError for what no field can hold: then nothing has left.
         """
-        reply, size = self._reply, len(body)
+        reply, service, size = self._reply, self._http.service, len(body)
         second = int(time.time())
         key = type(self), self.protocol_version, status, content_type, size
         head = beginnings.get(key) if second == beginnings.second else None
         if (
             head is not None
             and not (headers or reply.part or self.close_connection or self._http.is_last())
-            and not (self.logs_requests or self.command == "HEAD")
+            and self.command != "HEAD"
             and self.request_version != "HTTP/1.0"
         ):
             reply.send_whole(status, head, body)
@@ -237,16 +232,16 @@ class HTTPRequestHandler(Asked):
         self.send_header("Content-Length", str(size))
         for name, value in headers:
             self.send_header(name, value)
-        if self._repeats and not once:
+        if service.repeats and not once:
             beginnings.keep(key, b"".join((*reply.lines, b"\r\n")))
         self.end_headers()
         self.wfile.write(body)
 
     def send_response(self, code: int, message: str | None = None) -> None:
-        if self._logs or self.logs_requests:
+        reply, service = self._reply, self._http.service
+        if service.tells:
             self.log_request(code)
-        reply = self._reply
-        if message is None and self._plain:
+        if message is None and service.plain:
             if reply.part:
                 self._answer_again(reply, code)
                 return
@@ -454,7 +449,7 @@ class HTTPRequestHandler(Asked):
         self._linger()
 
     def finish(self) -> None:
-        if self.wfile is self._reply:
+        if self._http and self.wfile is self._http.reply:
             self._http.end()
         else:
             super().finish()

@@ -53,33 +53,38 @@ class Reply:
     attributes are slow.
     """
 
-    connection: Any
-    timeout: float
+    # Not in the class: CPython 3.11 is slow with what has a value there, too.
+    __slots__ = (
+        "_chunks", "_rest", "begun", "broken", "connection", "half", "handmade", "left", "length",
+        "lines", "part", "pending", "said_connection", "status", "streamed", "timeout", "unusual",
+        "whole", "wrong",
+    )  # fmt: skip
+
     closed: bool = False  # it ends with its connection
-    broken: bool = False  # whether a write has failed, after which none is tried
-    half: bool = False  # whether the client would take what it has for a whole answer
-    # Of the answer
-    part: int
-    lines: list[bytes]  # of the head, as the handler makes it
-    length: int | None  # what Content-Length says
-    pending: bool  # whether the head is complete, and has not left
-    begun: bool  # whether anything of it has left
-    whole: bool  # whether all of it has left, in one piece, and nothing is wrong
-    status: int = 0
-    left: int = 0
-    unusual: bool = False  # whether any of these differs:
-    handmade: bool = False  # whether the handler makes the chunks
-    said_connection: bool = False
-    wrong: str = ""  # what the handler did that is no answer, at first
-    streamed: int = 0  # bytes of a body that is not COUNTED
+
+    def prepare(self, connection: Any, timeout: float) -> None:
+        self.connection: Any = connection
+        self.timeout: float = timeout
+        self.broken: bool = False  # whether a write has failed, after which none is tried
+        self.half: bool = False  # whether the client would take what it has for a whole answer
+        self.unusual: bool = True  # whether anything differs that few answers change
 
     def reset(self) -> None:
         """Before each request."""
-        self.part, self.lines, self.length, self.left = NOTHING, [], None, 0
-        self.pending = self.begun = self.whole = False
+        self.part: int = NOTHING
+        self.lines: list[bytes] = []  # of the head, as the handler makes it
+        self.length: int | None = None  # what Content-Length says
+        self.left: int = 0
+        self.pending: bool = False  # whether the head is complete, and has not left
+        self.begun: bool = False  # whether anything of the answer has left
+        self.whole: bool = False  # whether all of it has left, in one piece, and nothing is wrong
         if self.unusual:
-            self.unusual = self.handmade = self.said_connection = False
-            self.wrong, self.status, self.streamed = "", 0, 0
+            self.unusual = False
+            self.status: int = 0
+            self.handmade: bool = False  # whether the handler makes the chunks
+            self.said_connection: bool = False
+            self.wrong: str = ""  # what the handler did that is no answer, at first
+            self.streamed: int = 0  # bytes of a body that is not COUNTED
 
     def writable(self) -> bool:
         return True

@@ -23,7 +23,7 @@ class Stream:
 
     connection: Any
     service: Any  # whose ``rate`` is the bytes a second that are to come at least
-    buffer: bytes | bytearray = b""
+    buffer: bytes | bytearray
     seen: int = 0
     ended: bool = False  # whether its client will say no more
 

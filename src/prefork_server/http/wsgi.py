@@ -169,7 +169,7 @@ class WSGIRequestHandler(HTTPRequestHandler):
 
     def _send_response_but(self, code: int, reason: str | None) -> None:
         """Without a Date or Server that the application has its own of."""
-        if self._logs:
+        if self._http.service.tells:
             self.log_request(code)
         self.send_response_only(code, reason)
         for name, value in (("Server", self.version_string()), ("Date", self.date_time_string())):
