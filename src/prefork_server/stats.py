@@ -212,7 +212,7 @@ def _worker(board: Scoreboard, slot: int, now_ns: int) -> WorkerStats:
 
 def _told(text: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(text)
+        told = json.loads(text.decode())  # of bytes json guesses the encoding, and imports it
     except (ValueError, RecursionError):  # there is none, or it is not what was written
         return {}
     return told if isinstance(told, dict) else {}

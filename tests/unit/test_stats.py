@@ -205,6 +205,13 @@ def test_nested_notices_break_nobody_either() -> None:
     assert read(board, SECOND).last_deaths == ()
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "utf-8-sig"])
+def test_a_notice_in_another_encoding_is_none(encoding: str) -> None:
+    board = a_board()
+    board.set_notice(GENERAL, '{"counters": {"a": 1}}'.encode(encoding))
+    assert read(board, SECOND).counters == {}
+
+
 def test_a_death_is_told_as_it_was_and_how_long_ago() -> None:
     board = a_board()
     bulletin = Bulletin(board, [])
