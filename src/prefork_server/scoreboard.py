@@ -198,10 +198,10 @@ def _memory(size: int) -> tuple[int, str]:
     the memory has a path, for that user alone, who could kill each process of it, too.
     """
     path = path_of(os.getpid())
+    with suppress(OSError):  # there is none
+        os.unlink(path)  # of a dead process with this number: the command would read that
     if _hides_descriptors():
         with suppress(OSError):  # there is no such directory, or the name is taken
-            with suppress(FileNotFoundError):
-                os.unlink(path)  # of a dead process with this number
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             try:
                 os.posix_fallocate(fd, 0, size)  # or a full file system would be a SIGBUS later

@@ -11,7 +11,6 @@ from prefork_server.scoreboard import path_of
 from tests.conftest import Starter
 
 pytestmark = [
-    pytest.mark.processes,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 
