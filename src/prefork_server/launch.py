@@ -100,11 +100,12 @@ class Launch:
 
     @contextmanager
     def _refusals_told(self) -> Iterator[None]:
-        """Until it is ready. What fails after that has its traceback."""
+        """Until it is ready. What fails after that has its traceback, and so has what fails
+        inline, where the program's own code may have raised it."""
         try:
             yield
         except OSError:
-            if self.remote.wait_ready(0):
+            if self.settings.inline or self.remote.wait_ready(0):
                 raise
             with refusals_told():
                 raise

@@ -257,3 +257,13 @@ def test_a_second_ctrl_c_in_a_handler_ends_the_program(start: Starter) -> None:
         server.signal(signal.SIGINT)
         server.saw("interrupted")
     assert server.wait() == 0
+
+
+def test_what_a_hook_cannot_open_is_told_as_it_was_raised() -> None:
+    """And not as something that the system refuses."""
+
+    def after_fork(master: MasterHandle) -> None:
+        Path("/nonexistent/file").read_text()
+
+    with pytest.raises(FileNotFoundError, match="/nonexistent/file"):
+        Preforker(print, inline=True, pid_path=None, after_fork=after_fork).run()
