@@ -30,6 +30,7 @@ from .pidfile import Claim, claimed
 from .privileges import Identity, identity_of
 from .remote import Remote
 from .settings import Settings, file_name, settle
+from .signals import end_within
 from .worker.master_handle import MasterHandle
 
 
@@ -183,7 +184,10 @@ class Launch:
 
         def serve(ready: Callable[..., None]) -> None:
             self.remote.when_ready = lambda addresses: ready(*addresses)
-            launch.run()
+            try:
+                launch.run()
+            finally:
+                end_within(self.settings.graceful_timeout)  # exit functions of the program follow
 
         fill_standard_descriptors()
         Journal(self.logger, os.getpid()).warn_of_threads()

@@ -704,3 +704,19 @@ def test_a_daemon_that_is_killed_leaves_no_worker_and_can_be_started_again(
     assert (tmp_path / "preforker.pid").read_text() == f"{first.pid}\n"  # nobody could remove it
     second = launch(TEMPLATE)
     assert (tmp_path / "preforker.pid").read_text() == f"{second.pid}\n"
+
+
+def test_what_hangs_at_the_end_of_a_daemon_has_graceful_timeout(launch: Launch) -> None:
+    """As in a worker: an executor that a hook has made waits for its threads."""
+    daemon = launch(
+        """
+    import concurrent.futures, threading
+
+    def ready(addresses):
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        pool.submit(threading.Event().wait)
+
+    print("launched", Preforker(work, workers=1, ready=ready, graceful_timeout=1).start())
+    """
+    )
+    daemon.stop()
