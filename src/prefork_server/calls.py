@@ -4,6 +4,7 @@ A wrong one would be called in a worker, at each connection or each start of one
 for ever, while the server says that it is ready.
 """
 
+import functools
 import inspect
 import socketserver
 from contextlib import suppress
@@ -101,6 +102,8 @@ def _is_called_by_us(handler: type[Any]) -> bool:
 def is_async(value: Any) -> bool:
     """Whether a call of it returns a coroutine, or an asynchronous generator. A function that a
     wrapper has around it is not looked at: the wrapper may run it."""
+    while isinstance(value, functools.partial):
+        value = value.func
     if isinstance(value, type):
         return False
     return any(

@@ -153,6 +153,7 @@ def server(kind: Any, thing: Any) -> Callable[[], object]:
         (lambda: Preforker(coroutine), r"coroutine is async.*run_asyncio\(\)"),
         (lambda: Preforker(functools.partial(coroutine)), "is async"),
         (lambda: Preforker(AsyncWork()), "is async"),
+        (lambda: Preforker(functools.partial(AsyncWork())), "is async"),
         (lambda: Preforker(generator), "generator is a generator function"),
         (lambda: Preforker(no_argument), "no_argument takes"),  # type: ignore[arg-type]
         (lambda: Preforker(Work(), ready=no_argument), "ready is called"),  # type: ignore[arg-type]

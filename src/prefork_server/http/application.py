@@ -1,12 +1,11 @@
 """``PreforkWSGIServer`` and ``serve``: an application, checked before anything is bound."""
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias, Unpack
 
-from ..calls import check_call
+from ..calls import check_call, is_async
 from ..errors import ConfigError
 from ..listeners import Addresses, AddressLike
 from ..servers import ServerKeywords
@@ -124,12 +123,8 @@ def _check(application: Any) -> None:
 
 
 def _is_asgi(application: Any) -> bool:
-    function = application
-    while isinstance(function, functools.partial):
-        function = function.func
-    for each in (function, getattr(function, "__call__", None)):  # noqa: B004 - to look at it
-        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
-            return True
+    if is_async(application) or is_async(getattr(application, "__call__", None)):  # noqa: B004 - of a class
+        return True
     with suppress(TypeError, ValueError):  # one that is written in C shows no parameters
         names = [*inspect.signature(application, follow_wrapped=False).parameters]
         return names == ["scope", "receive", "send"] or names == ["scope"]
