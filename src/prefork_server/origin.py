@@ -61,6 +61,10 @@ def _is_made_by_script(words: list[str], count: int) -> bool:
     """Whether the first ``count`` words come from the ``#!`` line of the file after them, or, by
     ``exec`` in a line below it, from a shell script that is a Python program, too."""
     script = words[count] if len(words) > count else ""
+    # Not what the words name otherwise: for ``-m app`` a file "app" or "-m" in the directory may
+    # be another user's, and an argument of the script may be a script, too.
+    if script[:1] in ("", "-") or sys.argv[:1] != [script]:
+        return False
     if not os.path.isfile(script) or not os.access(script, os.X_OK):
         return False
     try:

@@ -30,6 +30,7 @@ def test_a_script_that_has_chosen_its_interpreter_is_executed_by_its_path(
     text, made = LINES[line]
     path = script(tmp_path, text)
     monkeypatch.setattr(sys, "orig_argv", [*made, path, "--an-option", "a value"])
+    monkeypatch.setattr(sys, "argv", [path, "--an-option", "a value"])
     assert origin._command() == (path, [path, "--an-option", "a value"])
 
 
@@ -49,6 +50,33 @@ def test_a_script_that_an_interpreter_was_given_is_given_to_it_again(
 ) -> None:
     words = [*before, script(tmp_path, text, mode), "x"]
     monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(sys, "argv", words[len(before) :])
+    assert origin._command() == (sys.executable, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words", "argv"),
+    [
+        ("app", "#!/py -m", ["/py", "-m", "app", "x"], ["/site/app/__main__.py", "x"]),
+        ("app", "#!/py -m", ["/py", "-m", "app", "x"], ["-m", "x"]),  # while it is looked for
+        ("-m", "#!/bin/sh", ["/py", "-m", "app"], ["-m"]),
+        ("-c", "#!/py", ["/py", "-c", "import app"], ["-c"]),
+        ("hook.sh", "#!/bin/sh", ["/py", "app.py", "hook.sh"], ["app.py", "hook.sh"]),
+    ],
+)
+def test_a_file_with_the_name_of_a_module_an_option_or_an_argument_is_not_executed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    line: str,
+    words: list[str],
+    argv: list[str],
+) -> None:
+    """Another user may have put it into the directory in which root starts a server."""
+    os.rename(script(tmp_path, line), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(sys, "argv", argv)
     assert origin._command() == (sys.executable, words)
 
 
@@ -71,6 +99,7 @@ def test_nothing_is_read_of_an_argument_that_is_no_file(
 ) -> None:
     os.mkfifo(tmp_path / "fifo", 0o700)  # an open for reading would wait
     monkeypatch.setattr(sys, "orig_argv", ["python3", str(tmp_path / "fifo")])
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "fifo")])
     assert origin._command() == (sys.executable, sys.orig_argv)
 
 
