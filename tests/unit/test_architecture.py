@@ -360,6 +360,7 @@ WIDE = {
     "testing": {"_afterwards", "_log_noted", "_serve"},
     "http.wsgi": {"dispatch"},
     "http.connection": {"enter", "resume"},
+    "http.standard": {"handler_class"},
     "cli.target": {"_load"},
     "cli.recipe": {"make", "make_loop"},
     "cli.serve": {"_answer", "boot"},

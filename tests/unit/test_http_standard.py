@@ -3,7 +3,7 @@
 import functools
 import http.server
 import socketserver
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -60,7 +60,20 @@ class Shop(Routed, path="/shop"):
     pass
 
 
-@pytest.mark.parametrize("kind", [http.server.BaseHTTPRequestHandler, Shop])
+class Named(http.server.BaseHTTPRequestHandler):
+    names: ClassVar[set[str]] = set()
+
+    def __init_subclass__(cls) -> None:
+        if cls.__name__ in cls.names:
+            raise ValueError(f"there is a {cls.__name__} already")
+        cls.names.add(cls.__name__)
+
+
+class Bank(Named):
+    pass
+
+
+@pytest.mark.parametrize("kind", [http.server.BaseHTTPRequestHandler, Shop, Bank])
 def test_a_class_of_which_no_other_can_be_made_stays_as_it_is(kind: Any) -> None:
     assert handler_class(kind) is kind
 

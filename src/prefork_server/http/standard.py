@@ -80,7 +80,7 @@ def handler_class(handler: Any) -> Any:
     names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "_theirs": kind}
     try:
         made = type(kind.__name__, (kind, _Standard), names)
-    except TypeError:  # by its own __init_subclass__, or it is BaseHTTPRequestHandler itself
+    except Exception:  # of its own __init_subclass__, or it is BaseHTTPRequestHandler itself
         return handler
     return _replaced(handler, made)
 
