@@ -54,16 +54,15 @@ _fileno = socket.socket.fileno
 def set_slice(sock: socket.socket, seconds: float) -> None:
     """``SO_RCVTIMEO``, to be set before a socket listens: those that are queued by then do not
     inherit it. 0: none."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+    sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(seconds * 1e6))
+    )
 
 
 def has_slice(sock: socket.socket) -> bool:
-    size = struct.calcsize("@ll")
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, size) == _timeval(SLICE)
-
-
-def _timeval(seconds: float) -> bytes:
-    return struct.pack("@ll", int(seconds), round(seconds % 1 * 1e6))
+    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.calcsize("@ll"))
+    seconds, micros = struct.unpack("@ll", found)
+    return bool(0 < seconds + micros / 1e6 <= 2 * SLICE)  # it is rounded to the kernel's ticks
 
 
 class Watch(Protocol):
@@ -316,15 +315,7 @@ class Connection(Waiting, socket.socket):
     # Writing
 
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
-        try:
-            sent = _send(self, data, flags | _NO_SIGPIPE)
-        except BlockingIOError:
-            return self._write(_send, flags, self, data)  # type: ignore[no-any-return]
-        except _BY_CLIENT as failure:
-            failure.by_client = True  # type: ignore[union-attr]
-            raise
-        self._asked = False
-        self.watch.beat()
+        sent: int = self._write(_send, flags, self, data)
         return sent
 
     def send_now(self, data: "ReadableBuffer") -> int:
@@ -341,7 +332,16 @@ class Connection(Waiting, socket.socket):
 
     def sendall(self, data: "ReadableBuffer", flags: int = 0, /) -> None:
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
-        sent = self.send(data, flags)
+        try:
+            sent = _send(self, data, flags | _NO_SIGPIPE)
+        except BlockingIOError:
+            sent = 0
+        except _BY_CLIENT as failure:
+            failure.by_client = True  # type: ignore[union-attr]
+            raise
+        else:
+            self._asked = False
+            self.watch.beat()
         if sent < size:
             rest = memoryview(data).cast("B")
             while sent < size:
