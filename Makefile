@@ -16,7 +16,7 @@ ALL_TESTS := tests/unit (no process), tests/edges (one socket, pipe or file), te
 	about two minutes on two CPUs. TEST=tests/unit: ten seconds
 
 .DEFAULT_GOAL := help
-.PHONY: help serve env test check soak format fuzz prove bench bench-quick bench-lifecycle bench-memory clean
+.PHONY: help serve env test check soak format fuzz prove bench bench-quick bench-lifecycle bench-memory bench-instructions clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ bench-lifecycle: ## how long starting, stopping and replacing take, and what a r
 
 bench-memory: ## what workers share of what the master has loaded
 	$(PYTHON) -m benchmarks.memory
+
+bench-instructions: ## what a request costs a worker in instructions, by callgrind, against bars
+	$(PYTHON) -m benchmarks.instructions $(BENCH)
 
 clean: ## forget what was made here
 	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist
