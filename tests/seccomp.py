@@ -20,6 +20,7 @@ _NUMBERS = {  # of the calls, on the machines that the tests run on
         "socket": 41,
         "socketpair": 53,
         "epoll_create1": 291,
+        "sched_getaffinity": 204,
     },
     "aarch64": {
         "memfd_create": 279,
@@ -29,6 +30,7 @@ _NUMBERS = {  # of the calls, on the machines that the tests run on
         "socket": 198,
         "socketpair": 199,
         "epoll_create1": 20,
+        "sched_getaffinity": 123,
     },
 }
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000

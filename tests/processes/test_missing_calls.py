@@ -127,6 +127,36 @@ def test_what_has_no_replacement_is_a_sentence_and_exit_code_3(
     assert "Traceback" not in server.log
 
 
+def test_without_a_list_of_its_cpus_it_serves_and_reloads(
+    serving: Callable[..., Server],
+) -> None:
+    server = serving(("sched_getaffinity=EPERM",), "app", "--bind", "127.0.0.1:0").ready()
+    first = get(server)
+    server.signal(signal.SIGHUP)
+    server.saw("generation 2 serves")
+    assert get(server) != first
+
+
+def test_what_a_worker_lacks_before_any_code_of_the_program_runs_is_told(start: Starter) -> None:
+    server = start(
+        """
+        import resource
+
+        def few():
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, free + 1))
+
+        os.register_at_fork(after_in_child=few)
+        serve(Echo, workers=1)
+        """,
+        env=unmeasured(),
+    )
+    server.expect_error("reaped before it was ready", "Traceback")
+    assert server.wait() == 1
+    assert "giving up: OSError: [Errno 24] Too many open files" in server.log
+
+
 def test_a_python_that_was_built_without_memfd_create_finds_it_in_the_c_library(
     start: Starter,
 ) -> None:

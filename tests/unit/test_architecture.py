@@ -345,7 +345,7 @@ MAY_CALL = {
 # Wide excepts stand around user code, and each says so.
 WIDE = {
     "journal": {"say", "run_hook"},
-    "worker.process": {"_live", "_say_goodbye"},
+    "worker.process": {"become_worker", "_live", "_say_goodbye"},
     "exits": {"_run"},
     "worker.accept_loop": {"_serve", "_begin", "_resume"},
     "reception": {"_ask"},

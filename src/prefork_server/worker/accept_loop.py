@@ -11,6 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from ..acceptor import Acceptor
@@ -128,7 +129,9 @@ class AcceptLoop:
         self._soonest_ns = NEVER  # before this no parked connection has been silent for too long
         self._knocked: socket.socket | None = None
         self._turn = 0  # so that one busy listener cannot starve another
-        self._cpus = len(os.sched_getaffinity(0))
+        self._cpus = os.cpu_count() or 1
+        with suppress(OSError):  # not permitted in some sandboxes
+            self._cpus = len(os.sched_getaffinity(0))
         self._phase: Callable[[], float | None] = self._serve_all
         self._pause_ns = int(heartbeat.pause * SECOND)
         self._look_ns = self._round_ns = 0

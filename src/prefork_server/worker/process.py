@@ -53,15 +53,18 @@ def become_worker(slot: int, job: Job, shared: Shared, mask: set[int]) -> NoRetu
     ``mask`` were it before."""
     status = 1
     try:
-        status = _live(slot, job, shared, mask)
+        exits.begin()
+        report = shared.reports.open_in_worker(slot)
+        try:
+            status = _live(slot, job, shared, mask, report)
+        except Exception as error:  # before its own: the system refuses what each worker needs
+            leave_report(report, "".join(traceback.format_exception(error)))
     finally:
         # Not sys.exit(): the frames below, and most of the exit functions, are the master's.
         exits.end(status)
 
 
-def _live(slot: int, job: Job, shared: Shared, mask: set[int]) -> int:
-    exits.begin()
-    report = shared.reports.open_in_worker(slot)
+def _live(slot: int, job: Job, shared: Shared, mask: set[int], report: int) -> int:
     take_crashes(report, {WHERE: report, SHOW: shared.reports.stacks})
     make_room_for_signals()
     bell = Bell()
