@@ -19,10 +19,10 @@ import os
 import select
 import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from .clock import Clock
 from .scoreboard import SECOND
 from .signals import Relay
 from .sockets.connection import SLICE, Connection, Watch, has_slice
@@ -233,7 +233,7 @@ class Acceptor:
             self.step_aside(COURTESY_NS)
 
     def step_aside(self, for_ns: int) -> None:
-        self.resting_until_ns = time.monotonic_ns() + for_ns
+        self.resting_until_ns = Clock.monotonic_ns() + for_ns
         self.resign()
 
     def rested(self) -> None:
@@ -245,7 +245,7 @@ class Acceptor:
         self._pause = min(_PAUSES[1], self._pause * 2 or _PAUSES[0])
         self.step_aside(int(self._pause * SECOND))
         self.relay.wake_one()
-        now = time.monotonic_ns()
+        now = Clock.monotonic_ns()
         if not self._complained_ns or now - self._complained_ns > _COMPLAINTS_NS:
             self._complained_ns = now
             self.logger.warning(

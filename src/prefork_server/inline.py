@@ -6,7 +6,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from .bulletin import Bulletin
+from .clock import Clock
 from .here import standing_in
 from .job import Job
 from .journal import Journal
@@ -40,7 +40,7 @@ def run_inline(job: Job, remote: Remote) -> None:
     heartbeat = _Heartbeat(job, shared, bell, remote)
     loop = AcceptLoop(job, relay, heartbeat) if job.listeners else None
     master = MasterHandle(heartbeat, loop, os.getpid(), inline=True)
-    board.occupy(master.slot, os.getpid(), time.monotonic_ns(), shared.generation)
+    board.occupy(master.slot, os.getpid(), Clock.monotonic_ns(), shared.generation)
     board.set(0, WANTED, 1)
     try:
         for listener in job.listeners:
@@ -71,7 +71,7 @@ class _Heartbeat(Heartbeat):
         self._wish = 0  # until it is to go
 
     def stats(self) -> "Stats":
-        Bulletin(self.board, self._listeners).tell(time.monotonic_ns())
+        Bulletin(self.board, self._listeners).tell(Clock.monotonic_ns())
         return super().stats()
 
     def is_over(self) -> bool:

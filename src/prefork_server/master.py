@@ -10,11 +10,11 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .bulletin import Bulletin
+from .clock import Clock
 from .errors import BootError
 from .forks import drop, fork, keep_from_forks
 from .inheritance import inheritance
@@ -82,7 +82,7 @@ class Master:
         self._pidfds = Pidfds(self._inbox, self._journal)
         self._last_death: Death | None = None
         self._tick_ns = min(SECOND, half_ns, self._notifier.period_ns)
-        self._seen_ns = self._awake_since_ns = time.monotonic_ns()
+        self._seen_ns = self._awake_since_ns = Clock.monotonic_ns()
         self._announced = self._warned = False
 
     def __repr__(self) -> str:
@@ -151,7 +151,7 @@ class Master:
 
         What they should have said meanwhile we could not hear, and they perhaps not say.
         """
-        now_ns = time.monotonic_ns()
+        now_ns = Clock.monotonic_ns()
         if now_ns - self._seen_ns > self._tick_ns * 5 // 4 + SECOND // 20:
             self._awake_since_ns = now_ns
             for pool in self._pools:
@@ -162,7 +162,7 @@ class Master:
 
     def _nap(self, wake_ns: int) -> float:
         wake_ns = min(wake_ns, self._upgrade.wake_ns)
-        return max(0, min(wake_ns - time.monotonic_ns(), self._tick_ns)) / SECOND
+        return max(0, min(wake_ns - Clock.monotonic_ns(), self._tick_ns)) / SECOND
 
     # Reap
 
@@ -287,7 +287,7 @@ class Master:
         self._run_hook("before_fork")
         self._warned = self._warned or self._journal.warn_of_threads()
         flush_streams()  # what is in a buffer now would be written by every worker
-        forked_ns = time.monotonic_ns()
+        forked_ns = Clock.monotonic_ns()
         self._board.clear(slot, forked_ns + in_ns(pool.settings.boot_timeout))
         # Until it has handlers of its own, a new worker would answer a signal by
         # ringing our bell, which it shares. So none may reach it yet. And it is known
@@ -356,7 +356,7 @@ class Master:
                     self._pidfds.signal(worker, signal.SIGUSR1)
             case signal.SIGUSR2:
                 self._upgrade.ask(self._serves(), pool.stopping)
-            case signal.SIGHUP if not self._terminal.was_closed(time.monotonic_ns()):
+            case signal.SIGHUP if not self._terminal.was_closed(Clock.monotonic_ns()):
                 pool.reload_asked = True
             case signal.SIGTERM if self._gently and not pool.stopping:
                 self._stop("SIGTERM", hurry=False)
@@ -373,7 +373,7 @@ class Master:
                 logging.INFO, "stopping", None, "%s: stopping %d workers %s", reason, count, how
             )
         inheritance().fail("it was told to stop")  # if it is one's own by now, nobody hears it
-        self._upgrade.end(time.monotonic_ns(), hurry)
+        self._upgrade.end(Clock.monotonic_ns(), hurry)
         self._shut(self._job.listeners, self._pool, hurry)
         if hurry:  # a TERM to the whole group reaches the service, too
             self._end_service()
@@ -401,7 +401,7 @@ class Master:
             self._pidfds.signal(worker, signal.SIGKILL)
         while self._everybody():
             for worker, status, _ in self._dead():
-                self._pool_of(worker).died(worker, status, "", time.monotonic_ns())
+                self._pool_of(worker).died(worker, status, "", Clock.monotonic_ns())
                 self._pidfds.let_go(worker)
             self._inbox.wait(0.01)
 

@@ -18,12 +18,12 @@ import signal
 import socket
 import stat
 import sys
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from .clock import Clock
 from .forks import forking
 
 _PATIENCE: Final = 0.1  # seconds, within which a reader that is only busy reads again
@@ -87,11 +87,11 @@ class Output:
 
     def _wait(self, patience: float) -> float:
         """Wait for room; returns what is left of the patience. Raises TimeoutError."""
-        begun = time.monotonic()
+        begun = Clock.monotonic()
         if patience < 0 or not _has_room(self.fd, patience):
             raise TimeoutError
         # At least a millisecond: a terminal has room, and is locked by another who writes there.
-        return patience - max(0.001, time.monotonic() - begun)
+        return patience - max(0.001, Clock.monotonic() - begun)
 
     def forget(self) -> None:
         """In a fork: what was lost is told by the process that lost it."""

@@ -10,9 +10,9 @@ import logging
 import os
 import select
 import signal
-import time
 from contextlib import suppress
 
+from .clock import Clock
 from .journal import Journal
 from .plan import WorkerHandle
 from .signals import Inbox
@@ -56,9 +56,9 @@ class Process:
             end = select.poll()
             end.register(self.fd, select.POLLIN)
             return bool(end.poll(seconds * 1000))
-        until = time.monotonic() + seconds
+        until = Clock.monotonic() + seconds
         while self._is_there():
-            left = until - time.monotonic()
+            left = until - Clock.monotonic()
             if left <= 0:
                 return False
             select.poll().poll(min(left, _TICK) * 1000)  # of nothing

@@ -9,10 +9,10 @@ import re
 import select
 import socket
 import struct
-import time
 from functools import partial
 from typing import Any, Final
 
+from .clock import Clock
 from .sockets.connection import Waiting
 
 MOST: Final = 4096
@@ -140,7 +140,7 @@ class Introduction:
 def introduced(request: Any, peer: Any, seconds: float) -> Any:
     """For whom the connection speaks, which is read from its front. It waits so long in all.
     An OSError of it is ``by_client``."""
-    header, last = Introduction(peer), time.monotonic() + seconds
+    header, last = Introduction(peer), Clock.monotonic() + seconds
     try:
         while not header.take_now(request):
             wait = request._wait if isinstance(request, Waiting) else partial(_wait, request)
@@ -156,6 +156,6 @@ def _wait(request: Any, event: int, _: bool, last: float) -> bool:
     """For a class of the program's own."""
     poll = select.poll()
     poll.register(request, event)
-    if not poll.poll(max(0.0, last - time.monotonic()) * 1000):
+    if not poll.poll(max(0.0, last - Clock.monotonic()) * 1000):
         raise TimeoutError("timed out")
     return True

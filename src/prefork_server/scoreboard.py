@@ -67,10 +67,10 @@ Nothing here knows a process: who writes what is up to ``pool`` and ``worker``.
 import fcntl
 import mmap
 import os
-import time
 from contextlib import suppress
 from typing import Final
 
+from .clock import Clock
 from .text import printable
 
 _WORDS: Final = 24  # 192 bytes: neighbours never share a cache line
@@ -147,7 +147,7 @@ OUT_OF_MEMORY: Final = 3  # a handler of its had a MemoryError
 NAME: Final = "prefork-scoreboard"
 SERVICES: Final = 2  # rows behind those of the workers
 
-SECOND: Final = 1_000_000_000  # ns: all times here are time.monotonic_ns()
+SECOND: Final = 1_000_000_000  # ns: all times here are Clock.monotonic_ns()
 NEVER: Final = 1 << 62  # ns; half of what a word holds, so that adding to it never overflows
 _MASK: Final = NEVER - 1
 
@@ -239,7 +239,7 @@ class Scoreboard:
             self._lay_out(mmap.mmap(fd, 0))
         finally:
             os.close(fd)
-        begun_ns = time.monotonic_ns()
+        begun_ns = Clock.monotonic_ns()
         for field, value in ((PID, os.getpid()), (GENERATION, 1), (SERVED, 1), (BEGUN, begun_ns)):
             self.set(0, field, value)
         self.set(0, LAYOUT, THIS_LAYOUT)

@@ -6,11 +6,11 @@ whom may be broken: numbers are bounded, and text is cleaned, when they are read
 """
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
+from .clock import Clock
 from .counter import counters
 from .plan import Death
 from .scoreboard import (
@@ -172,7 +172,7 @@ def read(board: Scoreboard, now_ns: int, counted: Mapping[str, int] | None = Non
 
 def current(board: Scoreboard) -> Stats:
     """As it is now, with the counters of this process."""
-    return read(board, time.monotonic_ns(), counters())
+    return read(board, Clock.monotonic_ns(), counters())
 
 
 def _word(board: Scoreboard, slot: int, which: int) -> int:

@@ -8,11 +8,11 @@ own. Without these variables nothing happens.
 import os
 import socket
 import stat
-import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from typing import Final
 
+from .clock import Clock
 from .errors import ConfigError
 from .scoreboard import NEVER, SECOND
 
@@ -62,7 +62,7 @@ class Notifier:
         if self._address and event in _WORDS:
             lines = [_WORDS[event], f"MAINPID={pid}"]
             if event == "reloading":
-                lines.append(f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                lines.append(f"MONOTONIC_USEC={Clock.monotonic_ns() // 1000}")
             self._tell(*lines)
 
     def pulse(self, now_ns: int, status: Callable[[], str]) -> None:

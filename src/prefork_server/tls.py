@@ -8,11 +8,11 @@ import select
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .clock import Clock
 from .errors import ConfigError
 from .sockets.connection import Waiting, Watch
 
@@ -103,7 +103,7 @@ class TLSConnection(Waiting, ssl.SSLSocket):
 
     def shake_hands(self, seconds: float) -> None:
         """The same, after so many seconds."""
-        last = time.monotonic() + min(seconds, self.client_timeout or seconds)
+        last = Clock.monotonic() + min(seconds, self.client_timeout or seconds)
         self._persist(super().do_handshake, True, None, last=last)
         self._asked = False  # it has only connected
 

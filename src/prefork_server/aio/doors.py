@@ -8,11 +8,11 @@ import os
 import select
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
 from ..acceptor import _accept
+from ..clock import Clock
 from ..handshakes import handshakes
 from ..scoreboard import DRAIN
 from ..worker.accept_loop import DRAINS, QUIET, Drain
@@ -296,14 +296,14 @@ class Doors:
 
     async def _word_of_master(self) -> int:
         """As ``Heartbeat.ask_wish``, without stopping the loop."""
-        heartbeat, end = self._heartbeat, time.monotonic() + ANSWER
-        while heartbeat.awaits_wish() and time.monotonic() <= end:
+        heartbeat, end = self._heartbeat, Clock.monotonic() + ANSWER
+        while heartbeat.awaits_wish() and Clock.monotonic() <= end:
             await asyncio.sleep(_GLANCE)
         return heartbeat.wish
 
     async def _drain(self, quiet: float) -> None:
         """The server stops: take all that is in the queue, since no other process will."""
-        now = time.monotonic()
+        now = Clock.monotonic()
         end = now + self._life.graceful / 2
         drain = Drain(now, quiet)
         datagrams = select.poll()
@@ -313,7 +313,7 @@ class Doors:
             full = len(self._held) >= self._most or self._acceptor.resting
             took = not full and sum(map(self._take, self._streams)) > 0
             took = bool(datagrams.poll(0)) or took  # the loop takes those
-            now = time.monotonic()
+            now = Clock.monotonic()
             if took or full:
                 drain.came(now)
             elif now >= drain.look_at:

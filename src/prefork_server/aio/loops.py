@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ..clock import Clock
 from ..errors import ConfigError
 
 LoopName = Literal["auto", "asyncio", "uvloop"]
@@ -45,4 +46,6 @@ def choose(wanted: LoopName) -> LoopKind:
 
 def _make_asyncio() -> tuple[asyncio.AbstractEventLoop, int]:
     selector = selectors.EpollSelector()
-    return asyncio.SelectorEventLoop(selector), selector.fileno()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = Clock.monotonic  # type: ignore[method-assign] # as our own deadlines have it
+    return loop, selector.fileno()

@@ -10,11 +10,11 @@ sibling who is only being woken.
 import mmap
 import select
 import socket
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 
 from ..acceptor import COURTESY_NS, Acceptor
+from ..clock import Clock
 from ..scoreboard import SECOND
 from ..settings import MAX_WORKERS
 
@@ -61,7 +61,7 @@ class LoopAcceptor(Acceptor):
 
     def rest_left(self) -> float:
         """Seconds; then ``rested``."""
-        return max(0, self.resting_until_ns - time.monotonic_ns()) / SECOND
+        return max(0, self.resting_until_ns - Clock.monotonic_ns()) / SECOND
 
     def hang_up(self) -> None:
         super().hang_up()

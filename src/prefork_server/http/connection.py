@@ -7,7 +7,6 @@ thread, to itself, as in the servers of others: there the steps may wait.
 """
 
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
@@ -17,6 +16,7 @@ from select import EPOLLIN
 from socketserver import BaseRequestHandler
 from typing import Any, Final, NoReturn
 
+from ..clock import Clock
 from ..job import nothing
 from ..proxy import Introduction, ProxyError
 from ..scoreboard import SECOND, in_ns
@@ -34,7 +34,6 @@ _REFUSAL: Final = (
 )
 _SAYS: Final = ("send_response", "send_header", "end_headers")
 _new = object.__new__
-_monotonic_ns = time.monotonic_ns
 
 _Step = Callable[[Any], Request | None]  # returns a request that is to be answered
 
@@ -148,7 +147,7 @@ class HTTPConnection(Stream, Guest):
         """Something may come before HTTP."""
         if self.peer in self.service.server._prefork_proxies:
             self._introduction = Introduction(self.peer)
-            self.until_ns = _monotonic_ns() + self.service.head_ns
+            self.until_ns = Clock.monotonic_ns() + self.service.head_ns
             self.step = HTTPConnection._introduce
         else:
             self._secure()
@@ -178,7 +177,7 @@ class HTTPConnection(Stream, Guest):
     def _secure(self) -> None:
         self.step = HTTPConnection._open
         if hasattr(self.connection, "shake_hands_now"):
-            self.until_ns = _monotonic_ns() + in_ns(self.service.server.handshake_timeout)
+            self.until_ns = Clock.monotonic_ns() + in_ns(self.service.server.handshake_timeout)
             self.step = HTTPConnection._shake_hands
 
     def _shake_hands(self) -> Request | None:
@@ -192,7 +191,7 @@ class HTTPConnection(Stream, Guest):
         return self._open()
 
     def _await(self, event: int) -> None:
-        if _monotonic_ns() >= self.until_ns:
+        if Clock.monotonic_ns() >= self.until_ns:
             failure = TimeoutError("timed out")
             failure.by_client = True  # type: ignore[attr-defined]
             raise failure
@@ -279,7 +278,7 @@ class HTTPConnection(Stream, Guest):
             if handler.close_connection or self.body or self.buffer:
                 self._go_on()
             else:
-                service.keep(self, _monotonic_ns() + service.pause_ns)
+                service.keep(self, Clock.monotonic_ns() + service.pause_ns)
         except BaseException:
             self._finish()
             raise
@@ -293,10 +292,10 @@ class HTTPConnection(Stream, Guest):
         begun = bool(self.buffer)
         if data is not None and self.took(data):
             return self._take_head(begun)
-        self.until_ns = self.until_ns or _monotonic_ns() + self.service.head_ns
+        self.until_ns = self.until_ns or Clock.monotonic_ns() + self.service.head_ns
         if self.ended:
             self._close()
-        elif _monotonic_ns() < self.until_ns:
+        elif Clock.monotonic_ns() < self.until_ns:
             self.service.keep(self, self.until_ns)
         else:
             self._give_up()
@@ -319,8 +318,8 @@ class HTTPConnection(Stream, Guest):
         self.seen = len(self.buffer)
         self.awaited = True
         if not self.until_ns or (self.served and not begun):
-            self.until_ns = _monotonic_ns() + self.service.head_ns
-        if _monotonic_ns() < self.until_ns:
+            self.until_ns = Clock.monotonic_ns() + self.service.head_ns
+        if Clock.monotonic_ns() < self.until_ns:
             self.service.keep(self, self.until_ns)
         else:
             self._give_up()
@@ -408,8 +407,8 @@ class HTTPConnection(Stream, Guest):
             if skipped is None:
                 if self.step is None:
                     self.step = HTTPConnection._go_on
-                    self.until_ns = _monotonic_ns() + in_ns(handler.body_timeout)
-                if _monotonic_ns() < self.until_ns:
+                    self.until_ns = Clock.monotonic_ns() + in_ns(handler.body_timeout)
+                if Clock.monotonic_ns() < self.until_ns:
                     self.service.keep(self, self.until_ns)
                 else:
                     self._close()
@@ -421,7 +420,7 @@ class HTTPConnection(Stream, Guest):
             self._leave()
             return
         self.step = HTTPConnection._take_head if self.buffer else None
-        self.service.keep(self, _monotonic_ns() + self.service.pause_ns, bool(self.buffer))
+        self.service.keep(self, Clock.monotonic_ns() + self.service.pause_ns, bool(self.buffer))
 
     def _leave(self) -> None:
         """Close it; if bytes that were not read may be on their way, not at once: that would be
@@ -435,14 +434,14 @@ class HTTPConnection(Stream, Guest):
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
         self.awaited, self.step = False, HTTPConnection._linger
-        self.service.keep(self, _monotonic_ns() + in_ns(LINGER))
+        self.service.keep(self, Clock.monotonic_ns() + in_ns(LINGER))
 
     def _linger(self) -> None:
         data: bytes | None = b""
         with suppress(OSError):
             data = self.connection.recv_now(SIZE)
         self._left -= len(data or b"")
-        if data == b"" or self._left < 0 or _monotonic_ns() >= self.until_ns:
+        if data == b"" or self._left < 0 or Clock.monotonic_ns() >= self.until_ns:
             self._close()
         else:
             self.service.keep(self, self.until_ns)
@@ -481,7 +480,7 @@ class Held(HTTPConnection):
         """Wait for a request, answer it, and skip its body."""
         served = self.served
         if not served:
-            self.until_ns = _monotonic_ns() + self.service.head_ns
+            self.until_ns = Clock.monotonic_ns() + self.service.head_ns
         while not self.over and (self.served == served or self.body):
             self.resume()
         if self.over:
@@ -489,7 +488,7 @@ class Held(HTTPConnection):
 
     def recv_now(self, size: int) -> Any:
         """It waits, as long as it may."""
-        self.allow(max(0.001, (self.until_ns - _monotonic_ns()) / SECOND))
+        self.allow(max(0.001, (self.until_ns - Clock.monotonic_ns()) / SECOND))
         try:
             return self.connection.recv(size)
         except TimeoutError:

@@ -5,11 +5,11 @@ It decides nothing about a message: that is ``wire``. It waits only where it is 
 
 import io
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from ..clock import Clock
 from ..sockets.connection import Waiting
 from .wire import Chunks, Limits, Reject
 
@@ -75,8 +75,8 @@ def linger(connection: Any) -> None:
     with suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
         connection.settimeout(LINGER)
-        end, left = time.monotonic() + LINGER, LINGER_BYTES
-        while left > 0 and time.monotonic() < end and (data := connection.recv(SIZE)):
+        end, left = Clock.monotonic() + LINGER, LINGER_BYTES
+        while left > 0 and Clock.monotonic() < end and (data := connection.recv(SIZE)):
             left -= len(data)
 
 

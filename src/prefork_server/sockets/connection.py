@@ -16,10 +16,11 @@ import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ..clock import Clock
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -155,7 +156,7 @@ class Waiting(_Socket):
         poll.register(fd, event)
         poll.register(watch.wake_fd, select.POLLIN)
         over = False
-        began = now = time.monotonic()
+        began = now = Clock.monotonic()
         if last is None:
             last = self._last(now)
         while True:
@@ -168,9 +169,9 @@ class Waiting(_Socket):
             pause = max(0.0, min(watch.pause, last - now))
             ready = [found for found, _ in poll.poll(pause * 1000)]
             if fd in ready:
-                self._allowance -= time.monotonic() - began
+                self._allowance -= Clock.monotonic() - began
                 return True
-            now = time.monotonic()
+            now = Clock.monotonic()
             if now >= last:
                 if over and reading and not self._asked:
                     return False
@@ -437,7 +438,7 @@ class Connection(Waiting, socket.socket):
                     if operation is not _sendfile and not self._waits():
                         raise
                     if not last:
-                        last = self._last(time.monotonic())
+                        last = self._last(Clock.monotonic())
                         self._wait(select.POLLOUT, False, last)
                     else:
                         # It was said to be writable, and is not: datagrams to a UNIX socket
@@ -455,7 +456,7 @@ class Connection(Waiting, socket.socket):
         """Until there is something to read. False: the worker is to go, and nothing came."""
         if self._hasty == threading.get_ident() or not self._waits():
             raise silence
-        last = None if self.first_flags else self._last(time.monotonic() - SLICE)
+        last = None if self.first_flags else self._last(Clock.monotonic() - SLICE)
         return self._wait(select.POLLIN, True, last)
 
     def _waits(self) -> bool:
@@ -464,7 +465,7 @@ class Connection(Waiting, socket.socket):
 
     def _wait_blindly(self, last: float) -> None:
         self.watch.beat()
-        left = last - time.monotonic()
+        left = last - Clock.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         select.poll().poll(min(left, _BLINK) * 1000)

@@ -8,13 +8,13 @@ starve new ones, and each has its turn before any has another.
 import os
 import select
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from ..acceptor import Acceptor
+from ..clock import Clock
 from ..handshakes import handshakes
 from ..job import Job, nothing
 from ..listeners import Listener
@@ -32,7 +32,6 @@ _SILENT_NS = (
     SECOND // 20
 )  # parked connections that were silent for too long are looked for so often
 _MOST = 64  # events of one look
-_monotonic_ns = time.monotonic_ns
 _fileno = socket.socket.fileno  # whatever a class makes of it
 
 Taken = tuple[Any, Any]  # request and peer, as get_request() returns them
@@ -268,7 +267,7 @@ class AcceptLoop:
     def _look(self) -> bool:
         """Which listeners and parked connections are ready. False: it was the last look."""
         acceptor, heartbeat, guests = self.acceptor, self.heartbeat, self._guests
-        now_ns = _monotonic_ns()
+        now_ns = Clock.monotonic_ns()
         seconds = heartbeat.pause
         if now_ns >= self._look_ns:
             allowed = self._look_around(now_ns)
@@ -365,7 +364,7 @@ class AcceptLoop:
         heartbeat = self.heartbeat
         heartbeat.take_no_more()
         self._leaving = True
-        self._end = time.monotonic() + self.heartbeat.graceful / 2  # the last has time, too
+        self._end = Clock.monotonic() + self.heartbeat.graceful / 2  # the last has time, too
         wish = heartbeat.wish or heartbeat.ask_wish()
         if wish in DRAINS:
             return self._begin_drain(wish)
@@ -375,10 +374,10 @@ class AcceptLoop:
         return 0.0
 
     def _serve_deserted(self) -> float | None:
-        if self._found and time.monotonic() < self._end:
+        if self._found and Clock.monotonic() < self._end:
             return 0.0
         self.acceptor.close()
-        self._end = time.monotonic() + self.heartbeat.graceful / 2
+        self._end = Clock.monotonic() + self.heartbeat.graceful / 2
         self._phase = self._see_off
         return self._see_off()
 
@@ -388,20 +387,20 @@ class AcceptLoop:
         wish = self.heartbeat.wish
         if wish in DRAINS:
             return self._begin_drain(wish)
-        if self.has_guests and time.monotonic() < self._end:
+        if self.has_guests and Clock.monotonic() < self._end:
             return self.heartbeat.pause
         return self._finish()
 
     def _begin_drain(self, wish: int) -> float | None:
         """The server stops: serve all that is in the queue, since no other process will."""
-        now = time.monotonic()
+        now = Clock.monotonic()
         self._end = now + self.heartbeat.graceful / 2
         self._drain = Drain(now, QUIET if wish == DRAIN else 0.0)
         self._phase = self._drain_queue
         return max(0.0, self._drain.look_at - now)
 
     def _drain_queue(self) -> float | None:
-        now, drain = time.monotonic(), self._drain
+        now, drain = Clock.monotonic(), self._drain
         if self._found or self._spoke or self.resting:
             drain.came(now, self._spoke)
         elif now >= drain.look_at:

@@ -10,12 +10,12 @@ import logging
 import os
 import select
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import titles
+from ..clock import Clock
 from ..job import Job
 from ..logfiles import reopen
 from ..reports import Reports
@@ -56,7 +56,6 @@ ANSWER: Final = 0.5  # seconds for the master to say what it wants of a worker t
 _WEIGH_NS = 5 * SECOND  # from one look at the memory to the next
 _SLOW_NS = SECOND // 1000  # a request that takes longer lets others wait
 _UNNAMED: Final = ("", 0)  # the client of a UNIX socket
-_monotonic_ns = time.monotonic_ns
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Heartbeat:
         self._enough = _about(settings.max_requests) or NEVER
         self._limit = settings.max_worker_memory
         # Not at once: one that is too large from its first day on is replaced by its like.
-        self._weigh_ns = time.monotonic_ns() + _WEIGH_NS if self._limit else 0
+        self._weigh_ns = Clock.monotonic_ns() + _WEIGH_NS if self._limit else 0
         self.called: bool = False  # whether something happened that is to be looked at
         self.began_ns = self._spent_ns = 0
         self._mean_ns = 2 * _SLOW_NS  # of the last requests; slow until they were quick
@@ -116,19 +115,19 @@ class Heartbeat:
 
     def beat(self) -> None:
         """The worker is alive, and need not say so again for ``timeout`` seconds."""
-        self._row[DEADLINE] = _monotonic_ns() + self.timeout_ns
+        self._row[DEADLINE] = Clock.monotonic_ns() + self.timeout_ns
 
     def announce(self, within: float | None) -> None:
         """The same, and the next beat may be so many seconds away. Raises ValueError."""
         allowed_ns = self.timeout_ns if within is None else announced_ns(within)
-        self._row[DEADLINE] = time.monotonic_ns() + allowed_ns
+        self._row[DEADLINE] = Clock.monotonic_ns() + allowed_ns
 
     def be_ready(self) -> None:
         """What comes before the work is done."""
         self.beat()
         if self.adaptive:
             self.board.set_idle(self.slot, True)
-        self._row[READY] = time.monotonic_ns()
+        self._row[READY] = Clock.monotonic_ns()
         self.ring_master()
 
     def look(self) -> None:
@@ -145,7 +144,7 @@ class Heartbeat:
     def begin(self, peer: Any) -> None:
         """A request begins, of this client: its handler has all of ``timeout``."""
         row = self._row
-        self.began_ns = now_ns = _monotonic_ns()
+        self.began_ns = now_ns = Clock.monotonic_ns()
         row[DEADLINE] = now_ns + self.timeout_ns
         row[SINCE] = now_ns
         row[BUSY] = self._spent_ns - now_ns
@@ -170,7 +169,7 @@ class Heartbeat:
     def end(self) -> None:
         """It is over."""
         row = self._row
-        now_ns = _monotonic_ns()
+        now_ns = Clock.monotonic_ns()
         took_ns = now_ns - self.began_ns
         self._mean_ns += (took_ns - self._mean_ns) >> 5
         row[SINCE] = 0
@@ -312,7 +311,7 @@ class Heartbeat:
 
     def end_in_time(self) -> None:
         """Be gone after ``graceful_timeout``, wherever it hangs; until then silence is no fault."""
-        deadline = time.monotonic_ns() + in_ns(self.graceful) + SECOND
+        deadline = Clock.monotonic_ns() + in_ns(self.graceful) + SECOND
         self._row[DEADLINE] = max(deadline, self._row[DEADLINE])
         end_within(self.graceful)
 
@@ -321,8 +320,8 @@ class Heartbeat:
         it first, and then the queue is to be served. Without a master: 0."""
         answer = select.poll()
         answer.register(self.bell.fileno(), select.POLLIN)
-        end = time.monotonic() + ANSWER
-        while self.awaits_wish() and time.monotonic() < end:  # it is stopped, or busy with a hook
+        end = Clock.monotonic() + ANSWER
+        while self.awaits_wish() and Clock.monotonic() < end:  # it is stopped, or busy with a hook
             answer.poll(ANSWER * 100)
             self.bell.hush()
         return self.wish
@@ -370,7 +369,7 @@ class Heartbeat:
 
     def weigh(self) -> None:
         """Between two requests: look at the memory, if it is time to."""
-        if not self._weighs or (now_ns := time.monotonic_ns()) < self._weigh_ns:
+        if not self._weighs or (now_ns := Clock.monotonic_ns()) < self._weigh_ns:
             return
         self._weigh_ns = now_ns + _WEIGH_NS
         try:

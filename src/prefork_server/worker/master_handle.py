@@ -7,10 +7,10 @@ signal. All of that is in ``heartbeat`` and ``accept_loop``; this puts them toge
 import logging
 import os
 import select
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..clock import Clock
 from ..sockets.connection import Connection
 from .accept_loop import AcceptLoop
 from .heartbeat import Heartbeat
@@ -72,9 +72,9 @@ class MasterHandle:
         heartbeat = self.heartbeat
         poll = select.poll()
         poll.register(heartbeat.wake_fd, select.POLLIN)
-        end = time.monotonic() + seconds
+        end = Clock.monotonic() + seconds
         while self.wants_me_alive():
-            left = end - time.monotonic()
+            left = end - Clock.monotonic()
             if left <= 0:
                 return True
             if poll.poll(min(left, heartbeat.pause) * 1000):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
+from ..clock import Clock
 from ..errors import ConfigError
 from ..job import Job, nothing
 from ..listeners import address_text
@@ -104,7 +105,7 @@ class ThreadPool:
 
     def hand(self, peer: Any, serve: Callable[..., object], *args: Any) -> None:
         """Have a free thread call it. What that raises ends the worker."""
-        now_ns = time.monotonic_ns()
+        now_ns = Clock.monotonic_ns()
         with self.lock:
             number = self.free.pop()  # the last that was busy: it is warm
             self._tell()
@@ -119,7 +120,7 @@ class ThreadPool:
         Return for how long it may sleep, at most ``seconds``."""
         if self._fallen:
             raise self._fallen
-        now_ns = time.monotonic_ns()
+        now_ns = Clock.monotonic_ns()
         spent_ns = time.process_time_ns()
         late_ns = now_ns - self.wakes_ns
         if late_ns > _OVERSLEPT_NS and self.wakes_ns and spent_ns - self._spent_ns < late_ns // 2:
@@ -259,7 +260,7 @@ class ThreadPool:
             return None
         work = self._next_work()
         if work:
-            self._since[number] = now_ns = time.monotonic_ns()
+            self._since[number] = now_ns = Clock.monotonic_ns()
             self._deadlines[number] = now_ns + self._heartbeat.timeout_ns
             self._work[number] = work
         return work
@@ -276,11 +277,11 @@ class ThreadsHeartbeat(Heartbeat):
         self._serving = 0
 
     def beat(self) -> None:
-        self._beat_until(time.monotonic_ns() + self.timeout_ns, False)
+        self._beat_until(Clock.monotonic_ns() + self.timeout_ns, False)
 
     def announce(self, within: float | None) -> None:
         allowed_ns = self.timeout_ns if within is None else announced_ns(within)
-        self._beat_until(time.monotonic_ns() + allowed_ns, within is not None)
+        self._beat_until(Clock.monotonic_ns() + allowed_ns, within is not None)
 
     def _beat_until(self, deadline_ns: int, announced: bool) -> None:
         deadline_ns = self.pool.beat(deadline_ns, announced)
@@ -419,13 +420,13 @@ class ThreadedLoop(AcceptLoop):
 
     def _finish(self) -> float | None:
         super()._finish()
-        self._end = time.monotonic() + QUIET
+        self._end = Clock.monotonic() + QUIET
         self._phase = self._end_threads
         return self._end_threads()
 
     def _end_threads(self) -> float | None:
         """A connection that is with a thread may be parked again, and then has a moment to ask."""
-        now = time.monotonic()
+        now = Clock.monotonic()
         if self._pool.is_busy():
             self._end = now + QUIET
         elif not (super().has_guests and now < self._end):
