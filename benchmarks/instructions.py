@@ -24,7 +24,7 @@ from pathlib import Path
 from prefork_server import titles
 from prefork_server.worker import accept_loop
 
-BARS = {"E1": 45_000, "E1w": 55_000, "E3": 45_000, "H1": 46_000, "H2": 80_000}
+BARS = {"E1": 46_800, "E1w": 46_900, "E3": 47_700, "H1": 51_900, "H2": 79_400}
 """By case: an echo on TCP, the same with a client that speaks late, and on a UNIX socket; a GET
 on a connection that is kept, and on one that is not."""
 SLACK = 0.03
