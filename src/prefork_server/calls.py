@@ -14,6 +14,7 @@ from typing import Any, Final
 from .errors import ConfigError
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_STEPS: Final = ("setup", "handle", "finish")
 _CALLERS: Final = ("http", "socketserver", __package__)
 
 
@@ -61,13 +62,19 @@ def check_handler(server: type[Any], handler: Any) -> None:
                 f"{handler.__name__} is a {other.__name__}, and {server.__name__} has {has}"
             )
         _check_names(handler)
-        for name in dir(handler) if _is_called_by_us(handler) else ["handle"]:
-            called = name == "handle" or (name.startswith("do_") and name[3:].isupper())
-            if called and is_async(getattr(handler, name)):
-                raise ConfigError(
-                    f"{handler.__name__}.{name} is async, and would not be awaited: coroutine "
-                    "functions are for PreforkAsyncioServer"
-                )
+        for name in dir(handler) if _is_called_by_us(handler) else _STEPS:
+            if name in _STEPS or (name.startswith("do_") and name[3:].isupper()):
+                its = f"{handler.__name__}.{name} is"
+                if is_async(getattr(handler, name)):
+                    raise ConfigError(
+                        f"{its} async, and would not be awaited: coroutine functions are for "
+                        "PreforkAsyncioServer"
+                    )
+                if inspect.isgeneratorfunction(getattr(handler, name)):
+                    raise ConfigError(
+                        f"{its} a generator function: a call runs nothing of it; write to wfile "
+                        "what it yields"
+                    )
     check_call(
         "RequestHandlerClass",
         handler,

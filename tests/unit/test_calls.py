@@ -46,6 +46,21 @@ class AsyncPages(HTTPRequestHandler):
         pass
 
 
+class AsyncSetup(socketserver.StreamRequestHandler):
+    async def setup(self) -> None:  # type: ignore[override]
+        pass
+
+
+class Yields(socketserver.StreamRequestHandler):
+    def handle(self) -> Iterator[bytes]:  # type: ignore[override]
+        yield b"hello"
+
+
+class YieldsPages(HTTPRequestHandler):
+    def do_HEAD(self) -> Iterator[bytes]:
+        yield b""
+
+
 class PlainAsyncPages(BaseHTTPRequestHandler):
     async def do_GET(self) -> None:
         pass
@@ -141,6 +156,9 @@ def server(kind: Any, thing: Any) -> Callable[[], object]:
         (server(PreforkTCPServer, AsyncEcho), "AsyncEcho.handle is async"),
         (server(PreforkHTTPServer, two_arguments), "WSGI application is for PreforkWSGIServer"),
         (server(PreforkHTTPServer, AsyncPages), "AsyncPages.do_PUT is async"),
+        (server(PreforkTCPServer, AsyncSetup), "AsyncSetup.setup is async"),
+        (server(PreforkTCPServer, Yields), "Yields.handle is a generator function"),
+        (server(PreforkHTTPServer, YieldsPages), "YieldsPages.do_HEAD is a generator function"),
         (server(PreforkHTTPServer, PlainAsyncPages), "PlainAsyncPages.do_GET is async"),
         (server(PreforkUDPServer, Echo), "PreforkUDPServer has datagrams"),
         (
