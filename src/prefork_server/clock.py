@@ -5,8 +5,10 @@ functions of ``time``, and attributes of modules that are these: so they are kep
 """
 
 import time
+from collections.abc import Callable
+from typing import ClassVar
 
 
 class Clock:
-    monotonic = time.monotonic
-    monotonic_ns = time.monotonic_ns
+    monotonic: ClassVar[Callable[[], float]] = time.monotonic
+    monotonic_ns: ClassVar[Callable[[], int]] = time.monotonic_ns

@@ -29,7 +29,7 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.fd = -1
+        self.fd: int = -1
         try:
             self.fd = os.pidfd_open(pid)
         except ProcessLookupError:

@@ -16,7 +16,7 @@ ASKS = """
     def use():
         with METHOD.Pool(1) as pool:
             answer = pool.apply(os.getppid)
-        process = METHOD.Process(target=os._exit, args=(7,))
+        process = METHOD.Process(target=sys.exit, args=(7,))
         process.start()
         process.join()
         return answer, process.exitcode

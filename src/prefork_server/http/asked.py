@@ -20,6 +20,8 @@ class Asked(BaseHTTPRequestHandler):
     forwarded_from: Sequence[str] = ()
 
     client_address: Any
+    command: str
+    path: str
     requestline: str
     scheme: str = "http"
     _http: Any  # the connection

@@ -24,7 +24,7 @@ from ..sockets.connection import Connection, Waiting
 from ..worker.accept_loop import Guest
 from .access import log_answer
 from .stream import LINGER, LINGER_BYTES, SIZE, Body, Stream, linger
-from .wire import LIMITS, Reject, Request, find_head, known_requests, read_head, read_known
+from .wire import LIMITS, Limits, Reject, Request, find_head, known_requests, read_head, read_known
 
 ENOUGH: Final = 65536  # bytes of a body that was not read are skipped; after more it closes
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -78,8 +78,10 @@ class Service:
         self.plain: bool = not kind.has_own("send_response_only")
         self.repeats: bool = self.plain and not (self.tells or kind.has_own(*_SAYS))
         self.most: int = kind.max_requests
-        self.limits = kind.limits
-        self.known = known_requests if kind.limits is LIMITS else nothing
+        self.limits: Limits = kind.limits
+        self.known: Callable[[Any], Request | None] = (
+            known_requests if kind.limits is LIMITS else nothing
+        )
         self.rate: float = kind.minimum_rate
         self.head_ns: int = in_ns(kind.head_timeout)
         self.pause_ns: int = in_ns(kind.keep_alive_timeout)
@@ -121,6 +123,16 @@ class HTTPConnection(Stream, Guest):
         "asked", "awaited", "body", "buffer", "connection", "dirty", "handler", "head", "peer",
         "reply", "request", "served", "service", "step", "until_ns",
     )  # fmt: skip
+    awaited: bool  # by a stop, for a little
+    body: Body | None
+    buffer: bytes | bytearray
+    connection: Any
+    handler: Any
+    head: bytes  # of the last request, as it came
+    peer: Any
+    request: Any
+    seen: int
+    until_ns: int  # 0: no time limit runs yet
 
     lingers: bool = False  # whether bytes that were not read may be on their way at the end
     _left: int = LINGER_BYTES
@@ -130,14 +142,14 @@ class HTTPConnection(Stream, Guest):
         self.service: Service = service
         self.request = self.connection = connection
         self.peer = peer
-        self.handler: Any = None
+        self.handler = None
         self.reply: Any = None  # what the handler writes to
-        self.asked: Any = None  # the last request; ``head`` is as it came
-        self.body: Body | None = None  # of it, if that did not come with the head
+        self.asked: Any = None  # the last request
+        self.body = None  # of it, if that did not come with the head
         self.buffer = b""
         self.served: int = 0  # requests
         self.awaited = True  # until it has been answered, and while a part of a head is there
-        self.until_ns = 0  # no time limit runs yet
+        self.until_ns = 0
         self.dirty: bool = False  # whether anything was made of the last request
         self.step: _Step | None = None  # what comes next; None: a head. Bound, it would be a cycle
 
@@ -467,6 +479,10 @@ class Held(HTTPConnection):
     """A connection whose handler waits for it, on a socket of ours or of others."""
 
     over: bool = False
+    body: Body | None
+    handler: Any
+    request: Any
+    until_ns: int
 
     def __init__(self, handler: Any) -> None:
         self.prepare(Service(type(handler)), handler.request, handler.client_address)

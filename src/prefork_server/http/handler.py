@@ -59,6 +59,7 @@ class HTTPRequestHandler(Asked):
     served by http.server's own methods, as it is.
     """
 
+    client_address: Any
     protocol_version: str = "HTTP/1.1"
     server_version: str = "prefork_server"
     sys_version: str = ""  # which version it is helps only those who look for a hole

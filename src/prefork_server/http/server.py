@@ -50,7 +50,7 @@ class PreforkHTTPServer(_OwnServer, HTTPServer):
             self.server_name, self.server_port = self.server_address[:2]
 
     def _prefork_parking(self, loop: AcceptLoop) -> Callable[[Any, Any], object] | None:
-        self.RequestHandlerClass = handler_class(self.RequestHandlerClass)
+        self.RequestHandlerClass: Any = handler_class(self.RequestHandlerClass)
         kind = type(self)
         if (
             kind.process_request is not socketserver.BaseServer.process_request

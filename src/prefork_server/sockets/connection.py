@@ -227,7 +227,8 @@ class Connection(Waiting, socket.socket):
 
     # A socket without the constructor of ``socket.socket``, which is a third of what it takes to
     # make one: what that sets has its defaults here, as the rest.
-    __init__ = _socket.socket.__init__
+    if not TYPE_CHECKING:
+        __init__ = _socket.socket.__init__
     _io_refs = 0
     _closed = False
     first_flags: int = _DONTWAIT

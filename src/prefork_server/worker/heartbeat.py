@@ -106,7 +106,8 @@ class Heartbeat:
         # Not at once: one that is too large from its first day on is replaced by its like.
         self._weigh_ns = Clock.monotonic_ns() + _WEIGH_NS if self._limit else 0
         self.called: bool = False  # whether something happened that is to be looked at
-        self.began_ns = self._spent_ns = 0
+        self.began_ns: int = 0
+        self._spent_ns = 0
         self._mean_ns = 2 * _SLOW_NS  # of the last requests; slow until they were quick
         self._host: object = None  # whose name is on the board
         self._failing = threading.Lock()

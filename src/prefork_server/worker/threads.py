@@ -270,6 +270,9 @@ class ThreadsHeartbeat(Heartbeat):
     """The heartbeat of a worker with threads: what each of them says is about that one. The
     worker is busy while any of them is, and idle, for an adaptive pool, while one is free."""
 
+    wake_fd: int
+    hush: Callable[[], None]
+
     def __init__(self, slot: int, job: Job, shared: Shared, bell: Bell) -> None:
         super().__init__(slot, job, shared, bell)
         self.pool: ThreadPool = ThreadPool(self, job.settings.threads)
