@@ -134,7 +134,7 @@ def test_without_a_list_of_its_cpus_it_serves_and_reloads(
     first = get(server)
     server.signal(signal.SIGHUP)
     server.saw("generation 2 serves")
-    assert get(server) != first
+    eventually(lambda: get(server) != first)  # an old worker may still accept
 
 
 def test_what_a_worker_lacks_before_any_code_of_the_program_runs_is_told(start: Starter) -> None:
@@ -355,7 +355,9 @@ def test_in_an_empty_root_directory_it_becomes_a_daemon(start: Starter, tmp_path
     jail.mkdir()
     then = 'print("daemon", server.start())'
     server = start(
-        CHROOT.format(jail=str(jail), then=then, keywords='{"log_path": "/log"}'), executed=True
+        CHROOT.format(jail=str(jail), then=then, keywords='{"log_path": "/log"}'),
+        executed=True,
+        env=unmeasured(),  # in there coverage finds its file no more
     )
     pid = int(server.saw(r"daemon (\d+)")[0][1])
     try:
