@@ -13,7 +13,7 @@ AT_ONCE = $(shell expr $$(nproc) \* $(if $(filter tests/unit%,$(TEST)),1,2))
 PYTEST = -m pytest -q -n $(AT_ONCE) --dist worksteal
 SOAK ?= 1
 ALL_TESTS := tests/unit (no process), tests/edges (one socket, pipe or file), tests/processes (real servers): \
-	about two minutes on two CPUs. TEST=tests/unit: ten seconds
+	about seven minutes on two CPUs. TEST=tests/unit: half a minute
 
 .DEFAULT_GOAL := help
 .PHONY: help serve env test check soak format fuzz prove bench bench-quick bench-lifecycle bench-memory bench-instructions clean
