@@ -86,9 +86,8 @@ class Acceptor:
         self._kinds = {s.fileno(): (int(s.family), int(s.type), s.proto) for s in listeners}
         self._client_timeout = None if client_timeout is None else float(client_timeout)
         # A short limit is to be kept exactly, and a beat is to come in time.
-        waits = (
-            min(watch.pause, math.inf if client_timeout is None else client_timeout / 4) >= SLICE
-        )
+        limit = math.inf if client_timeout is None else client_timeout / 4
+        waits = min(watch.pause, limit) >= SLICE
         self._sliced = {s.fileno() for s in listeners if waits and has_slice(s)}
         self.logger: logging.Logger = logger
         self._answering: dict[int, Connection] = {}

@@ -188,9 +188,7 @@ class Upgrade:
                 drop(ours.detach())
                 raise
         self._talk, self._pid, self._claim.lent = ours, pid, True
-        with suppress(
-            OSError, AttributeError
-        ):  # no such call, no descriptor: a tick finds out, too
+        with suppress(OSError, AttributeError):  # no such call or descriptor: a tick finds out
             self._pidfd = keep_from_forks(os.pidfd_open(pid))
             self._inbox.watch(self._pidfd)
         self._board.set(0, SUCCESSOR, pid)

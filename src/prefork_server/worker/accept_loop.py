@@ -28,9 +28,7 @@ HANDSHAKES: Final = 1.0  # seconds at most for the TCP handshakes that were unde
 DRAINS: Final = (DRAIN, DRAIN_ONCE)
 _LOOK_NS = SECOND // 20  # what is seldom true is looked at so often; after a signal at once
 _LONG_NS = SECOND // 200  # after so long with one client, queue up behind the idle workers
-_SILENT_NS = (
-    SECOND // 20
-)  # parked connections that were silent for too long are looked for so often
+_SILENT_NS = SECOND // 20  # parked connections that were silent too long are looked for so often
 _MOST = 64  # events of one look
 _fileno = socket.socket.fileno  # whatever a class makes of it
 
