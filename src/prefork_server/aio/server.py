@@ -121,7 +121,7 @@ class PreforkAsyncioServer:
             name: hook or getattr(self, name, nothing) for name, hook in given.items()
         }
         for name, hook in self._hooks.items():
-            cure = "a hook is a plain function; after_fork may be a coroutine function"
+            cure = "a hook is a plain function; after_fork and before_exit may be async"
             check_call(name, hook, HOOKS[name], cure, awaited=HOOKS[name] == "master")
         self._logger = logger_named(logger)
         self._prefork_remote = Remote()
